@@ -1,0 +1,119 @@
+"""Intervals and paired tests in which the case (one scan of one patient) is the unit.
+
+Intervals are 95 % bootstrap intervals of the mean over cases, bias-corrected and accelerated (BCa):
+Dice is bounded and skewed, and in simulated skewed Dice BCa held its level as well as or better than
+the percentile interval, at equal cost. Either is too narrow for few cases (with 12 cases a nominal
+95 % interval covered the true mean 87 to 92 % of the time), which the report says where it matters.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+CONFIDENCE = 0.95
+NUM_RESAMPLES = 9_999
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over `cases` values and its 95 % interval; one case has no interval: NaN ends."""
+
+    mean: float
+    low: float
+    high: float
+    cases: int
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How `a` differs from `b` on the same cases; positive means that `a` is larger."""
+
+    mean_difference: float
+    low: float
+    high: float
+    wilcoxon_p: float
+    better: int
+    worse: int
+    tied: int
+    cases: int
+
+
+def mean_interval(values: Sequence[float] | Float[np.ndarray, " cases"], seed: int = 0) -> Interval:
+    """Mean of `values`, one a case, with its 95 % BCa bootstrap interval over cases.
+
+    Equal values give an interval of no width, which says only that nothing varied among these cases.
+
+    Raises:
+        ValueError: when there is no value, or one is not finite.
+    """
+    array = _finite(values)
+    mean = float(array.mean())
+    if array.size == 1:
+        return Interval(mean, math.nan, math.nan, 1)
+    if np.ptp(array) == 0:
+        return Interval(mean, mean, mean, array.size)
+    from scipy.stats import bootstrap  # half a second to import
+
+    result = bootstrap(
+        (array,),
+        np.mean,
+        n_resamples=NUM_RESAMPLES,
+        batch=1_000,  # bounds the memory at thousands of cases
+        confidence_level=CONFIDENCE,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    )
+    low, high = result.confidence_interval
+    return Interval(mean, float(low), float(high), array.size)
+
+
+def paired_comparison(
+    a: Sequence[float] | Float[np.ndarray, " cases"],
+    b: Sequence[float] | Float[np.ndarray, " cases"],
+    seed: int = 0,
+) -> Paired:
+    """Compare `a` with `b` case by case: mean of a - b, its interval, and Wilcoxon's signed-rank p.
+
+    The test is two-sided and leaves tied cases out. Where all cases are tied it is undefined, and the
+    result is difference 0, interval [0, 0] and p = 1.0: nothing speaks against equality.
+
+    Raises:
+        ValueError: when the two do not hold the same number of finite values, or hold none.
+    """
+    first, second = _finite(a), _finite(b)
+    if first.size != second.size:
+        raise ValueError(
+            f"A paired comparison needs the same cases twice, not {first.size} and {second.size}."
+        )
+    difference = first - second
+    interval = mean_interval(difference, seed)
+    return Paired(
+        mean_difference=interval.mean,
+        low=interval.low,
+        high=interval.high,
+        wilcoxon_p=_wilcoxon_p(difference),
+        better=int((difference > 0).sum()),
+        worse=int((difference < 0).sum()),
+        tied=int((difference == 0).sum()),
+        cases=difference.size,
+    )
+
+
+def _wilcoxon_p(difference: Float[np.ndarray, " cases"]) -> float:
+    if not difference.any():
+        return 1.0
+    from scipy.stats import wilcoxon
+
+    return float(wilcoxon(difference).pvalue)
+
+
+def _finite(values: Sequence[float] | Float[np.ndarray, " cases"]) -> Float[np.ndarray, " cases"]:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"One number a case is needed, at least one, not an array of shape {array.shape}.")
+    if not np.isfinite(array).all():
+        raise ValueError("A case without a finite value cannot be averaged; leave it out and say so.")
+    return array
