@@ -1,0 +1,1 @@
+"""Self-supervised continued pretraining and fine-tuning of SAM for radiology."""

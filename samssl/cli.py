@@ -1,0 +1,144 @@
+"""The command line: `samssl <stage> --config FILE a.b=c`. `python pipelines/<stage>.py` is the same."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samssl.config import UserError, describe, load_config, parse_overrides
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command: its configuration class and its function, imported only when it is used."""
+
+    help: str
+    config: str
+    function: str
+
+
+STAGES = {
+    "simulate": Stage(
+        "write a cohort of simulated subjects",
+        "samssl.data.recipes.simulated:SimulateConfig",
+        "samssl.cluster.stages:run_simulate",
+    ),
+    "prepare": Stage(
+        "scans to a slice store", "samssl.data.prepare:PrepareConfig", "samssl.cluster.stages:run_prepare"
+    ),
+    "pretrain": Stage(
+        "slice store to a SAM-format encoder checkpoint, without labels",
+        "samssl.train.pretrain:PretrainConfig",
+        "samssl.cluster.stages:run_pretrain",
+    ),
+    "finetune": Stage(
+        "labelled cases and a checkpoint to a model bundle",
+        "samssl.train.finetune:FinetuneConfig",
+        "samssl.cluster.stages:run_finetune",
+    ),
+    "evaluate": Stage(
+        "model bundle to per-case scores",
+        "samssl.evaluate:EvaluateConfig",
+        "samssl.cluster.stages:run_evaluate",
+    ),
+    "report": Stage(
+        "study folder to report.html and summary.json",
+        "samssl.report.page:ReportConfig",
+        "samssl.cluster.stages:run_report",
+    ),
+    "study": Stage(
+        "all stages, several arms and seeds, compared",
+        "samssl.cluster.study:StudyConfig",
+        "samssl.cluster.study:run_study",
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; a `UserError` is one message on stderr and exit code 1."""
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    try:
+        parsed.run(parsed)
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("Interrupted. What is finished is kept; the same command goes on from there.", code=130)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        _fail(
+            f"{error.strerror or error}{where}. What is finished is kept; mend this and run the same command again."
+        )
+
+
+def run_pipeline(stage: str) -> None:
+    """`python pipelines/<stage>.py ...`."""
+    main([stage, *sys.argv[1:]])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="samssl",
+        description="Self-supervised pretraining and few-shot fine-tuning of SAM for radiology.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, stage in STAGES.items():
+        command = commands.add_parser(name, help=stage.help, description=stage.help, add_help=False)
+        command.add_argument("--config", type=Path, help="YAML file with the fields below")
+        command.add_argument("--help", "-h", action="store_true", help="show this page")
+        command.add_argument("overrides", nargs="*", metavar="field=value", help="as in optim.lr=3e-4")
+        command.set_defaults(run=_run_stage, stage=stage, parser=command)
+    lineage = commands.add_parser(
+        "lineage", help="print the chain behind a bundle or run, every digest re-checked"
+    )
+    lineage.add_argument(
+        "start", metavar="BUNDLE_OR_RUN_ID", help="path of a model bundle, or an MLflow run id"
+    )
+    lineage.set_defaults(run=_run_lineage)
+    return parser
+
+
+def _run_stage(parsed: argparse.Namespace) -> None:
+    config_class = _load(parsed.stage.config)
+    if parsed.help:
+        print(parsed.parser.format_help() + "\n" + _list_fields(config_class))
+        return
+    if parsed.config is None and not parsed.overrides:
+        raise UserError("Give --config FILE, or the fields as name=value; --help lists them.")
+    config = load_config(config_class, parsed.config, parse_overrides(parsed.overrides))
+    _load(parsed.stage.function)(config)
+
+
+def _run_lineage(parsed: argparse.Namespace) -> None:
+    text, unbroken = _load("samssl.cluster.lineage:describe_lineage")(parsed.start)
+    print(text)
+    if not unbroken:
+        raise SystemExit(1)
+
+
+def _load(name: str) -> Any:
+    module, attribute = name.split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _list_fields(config_class: type) -> str:
+    """Every field: dotted name, type, default, then what it means."""
+    lines = ["fields:"]
+    for entry in describe(config_class):
+        lines += [f"  {entry.name}  <{entry.type}>  [{entry.default}]", f"      {entry.help}"]
+    return "\n".join(lines)
+
+
+def _fail(message: str, code: int = 1) -> None:
+    sys.stderr.write(f"samssl: {message}\n")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "ray" in sys.modules:
+        import ray
+
+        ray.shutdown()
+    os._exit(code) if code == 130 else sys.exit(code)

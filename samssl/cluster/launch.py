@@ -1,0 +1,211 @@
+"""The Ray side of a run: starting Ray, training in Ray Train workers, mapping over Ray tasks."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # a report takes as long as one check
+os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # or every line of a worker appears twice
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault(
+    "RAY_AUTH_MODE", "token"
+)  # Ray's default, which clients and servers read differently unsaid
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.experimental import tqdm_ray
+from torch import nn
+
+from samssl.cluster.tracking import Run
+from samssl.config import UserError
+from samssl.train.context import RunContext, State
+from samssl.train.resources import ResourcesConfig
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+STATE_FILE = "state.pt"
+
+
+def start_ray() -> None:
+    """Join the cluster that `RAY_ADDRESS` names (a submitted job has it), or start Ray on this machine."""
+    if ray.is_initialized():
+        return
+    local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": os.cpu_count()}
+    ray.init(log_to_driver=True, logging_level="WARNING", **local)  # pyright: ignore[reportArgumentType]
+
+
+def ray_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Results of `function` on each item, as they come, from one Ray task each."""
+    start_ray()
+    shared = ray.put(function)
+    waiting = [_apply.remote(shared, item) for item in items]
+    while waiting:
+        done, waiting = ray.wait(waiting)
+        yield from ray.get(done)
+
+
+@ray.remote
+def _apply(function: Callable[[Any], Any], item: Any) -> Any:
+    return function(item)
+
+
+def call_remote(function: Callable[[Item], Result], argument: Item) -> Result:
+    """`function(argument)` in a Ray worker, with a GPU where the cluster has one."""
+    start_ray()
+    cores = float(max(node["Resources"].get("CPU", 1) for node in ray.nodes()))
+    gpus = min(1, ray.cluster_resources().get("GPU", 0))
+    try:
+        return ray.get(_apply.options(num_cpus=cores, num_gpus=gpus).remote(function, argument))
+    except ray.exceptions.RayTaskError as error:
+        raise _user_error(error) or error from None
+
+
+def train(
+    task: Callable[[Any, RunContext], State],
+    config: Any,
+    resources: ResourcesConfig,
+    run: Run,
+    storage: Path,
+) -> State:
+    """Run `task(config, context)` in Ray Train workers; returns the state it saved last.
+
+    The state lies below `storage`. Where an earlier call left one there, training goes on from it:
+    one `storage` belongs to one configuration.
+
+    Raises:
+        UserError: what the task raised for the user, or that workers were lost too often.
+    """
+    start_ray()
+    bars = sys.stderr.isatty()
+
+    def train_loop() -> UserError | None:
+        torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+        context = RayContext(run, bars)
+        try:
+            task(config, context)
+        except UserError as error:
+            if context.world_size > 1:
+                raise  # the others wait for this one; Ray has to end them
+            return error  # raised, it would count as a lost worker and be tried again
+
+    trainer = ray.train.torch.TorchTrainer(
+        train_loop,
+        scaling_config=_scaling(resources),
+        run_config=ray.train.RunConfig(
+            name="train",
+            storage_path=str(storage.absolute()),
+            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _user_error(error) or error from None
+    if isinstance(result.return_value, UserError):
+        raise result.return_value
+    assert result.checkpoint is not None, "the training loop saves its state at least once"
+    with result.checkpoint.as_directory() as folder:
+        return _read_state(Path(folder))
+
+
+class RayContext:
+    """`samssl.train.context.RunContext` in a Ray Train worker."""
+
+    def __init__(self, run: Run, bars: bool) -> None:
+        worker = ray.train.get_context()
+        self.rank, self.world_size = worker.get_world_rank(), worker.get_world_size()
+        self.device = ray.train.torch.get_device()
+        self.run, self.bars = run, bars
+        self.bar: tqdm_ray.tqdm | None = None
+
+    def prepare_model(self, model: nn.Module) -> nn.Module:
+        """Ray's DDP wrapping where there is more than one worker."""
+        return ray.train.torch.prepare_model(model)
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """To MLflow, from rank 0."""
+        if self.rank == 0:
+            self.run.log_metrics(metrics, step)
+
+    def picture(self, name: str, image: np.ndarray) -> None:
+        """To MLflow's artifacts, from rank 0."""
+        if self.rank == 0:
+            self.run.log_picture(name, image)
+
+    def progress(self, step: int, total: int, text: str) -> None:
+        """A bar on the driver's terminal, or a plain line in its log."""
+        if self.rank:
+            return
+        if not self.bars:
+            print(f"step {step}/{total}: {text}", flush=True)
+            return
+        self.bar = self.bar or tqdm_ray.tqdm(total=total)
+        self.bar.set_description(text)
+        self.bar.update(step - self.bar._x)
+
+    def save(self, state: State, metrics: dict[str, float]) -> None:
+        """Report to Ray Train; rank 0 brings the checkpoint, which Ray makes visible once it is whole."""
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = None
+            if self.rank == 0:
+                torch.save(state, Path(folder) / STATE_FILE)
+                checkpoint = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(metrics, checkpoint=checkpoint)
+
+    def restore(self) -> State | None:
+        """The last checkpoint of this run, after a lost worker or a second start of the driver."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        with checkpoint.as_directory() as folder:
+            return _read_state(Path(folder))
+
+
+def _read_state(folder: Path) -> State:
+    return torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+
+
+def _scaling(resources: ResourcesConfig) -> ray.train.ScalingConfig:
+    available = ray.cluster_resources()
+    use_gpu = (
+        resources.use_gpu if resources.use_gpu is not None else available.get("GPU", 0) >= resources.workers
+    )
+    largest = max(node["Resources"].get("CPU", 1) for node in ray.nodes())
+    cpus = resources.cpus_per_worker or max(
+        1, int(largest) // (resources.workers if len(ray.nodes()) == 1 else 1)
+    )
+    asked = {"CPU": cpus * resources.workers, "GPU": resources.workers if use_gpu else 0}
+    for kind, amount in asked.items():
+        if amount > available.get(kind, 0):
+            raise UserError(
+                f"The run asks for {amount} {kind}s ({resources.workers} workers), but the cluster has "
+                f"{available.get(kind, 0):g}. Change resources.workers, resources.cpus_per_worker or resources.use_gpu."
+            )
+    return ray.train.ScalingConfig(
+        num_workers=resources.workers,
+        use_gpu=use_gpu,
+        resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})},
+    )
+
+
+def _user_error(error: BaseException) -> UserError | None:
+    """The sentence for the user inside an error that came through Ray, if there is one."""
+    seen: list[BaseException] = [error]
+    for link in seen:
+        if isinstance(link, UserError):
+            return link
+        causes = [
+            link.__cause__,
+            getattr(link, "cause", None),
+            *getattr(link, "worker_failures", {}).values(),
+        ]
+        seen += [cause for cause in causes if isinstance(cause, BaseException) and cause not in seen]
+    return None

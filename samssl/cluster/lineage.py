@@ -1,0 +1,169 @@
+"""From any bundle or run back to the source files, every link checked by digest, not by path."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow.exceptions import MlflowException
+
+from samssl.cluster.tracking import Run, find_runs, tracking_uri
+from samssl.config import UserError
+from samssl.data.slices import SliceStore, verify_store
+from samssl.files import read_json, sha256_file, sha256_tree
+
+RANDOM = "random-"
+"""How the digest of weights that were drawn, not read, begins."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """One thing that a run wrote, or that came from outside."""
+
+    depth: int
+    """0 for what was asked about, more for what it came from."""
+    stage: str
+    run_id: str
+    role: str
+    digest: str
+    problems: list[str]
+    """What is broken, in sentences; empty where the thing still has its digest."""
+    unchecked: str = ""
+    """Why nothing could be checked."""
+
+    @property
+    def state(self) -> str:
+        """`verified`, `BROKEN` or why it is neither."""
+        return "BROKEN" if self.problems else self.unchecked or "verified"
+
+
+def describe_lineage(start: str) -> tuple[str, bool]:
+    """The chain behind a bundle's path or a run id as text, and whether every link holds."""
+    links = list(trace(start))
+    lines = []
+    for link in links:
+        indent, origin = "  " * link.depth, f"{link.stage} run {link.run_id}" if link.run_id else link.stage
+        lines.append(f"{indent}{link.role} {link.digest[:16]}  {link.state}  ({origin})")
+        lines += [f"{indent}    {problem}" for problem in link.problems]
+    broken = [f"{link.role} ({link.stage})" for link in links if link.problems]
+    checked = sum(link.state == "verified" for link in links)
+    verdict = (
+        f"BROKEN at: {', '.join(broken)}."
+        if broken
+        else f"Unbroken: {checked} of {len(links)} links verified."
+    )
+    return "\n".join([*lines, verdict]), not broken
+
+
+def trace(start: str) -> Iterator[Link]:
+    """The links behind `start`, nearest first; each run and each file is checked once.
+
+    Raises:
+        UserError: no run is known for it.
+    """
+    path = Path(start)
+    run = _run_of_bundle(path) if path.exists() else _run_by_id(start)
+    bundle = run.tags().get("output.bundle")
+    for evaluation in find_runs({"input.bundle": bundle}) if bundle else []:
+        yield from _outputs(evaluation, evaluation.tags(), depth=0)
+    yield from _chain(run, depth=0, seen=set())
+
+
+def _chain(run: Run, depth: int, seen: set[str]) -> Iterator[Link]:
+    if run.run_id in seen:
+        return
+    seen.add(run.run_id)
+    tags = run.tags()
+    yield from _outputs(run, tags, depth)
+    for role, digest in _tagged(tags, "input."):
+        writer = _writer(tags, role, digest)
+        if writer:
+            yield from _chain(writer, depth + 1, seen)
+        elif (role, digest) not in seen:
+            yield _outside(tags, role, digest, depth + 1)
+
+
+def _outputs(run: Run, tags: dict[str, str], depth: int) -> Iterator[Link]:
+    for role, digest in _tagged(tags, "output."):
+        path = Path(tags[f"path.{role}"])
+        problems = _problems(role, path, digest)
+        yield Link(depth, tags["stage"], run.run_id, role, digest, problems)
+        if role == "manifest" and not problems:
+            yield _sources(SliceStore(path), Path(tags["path.sources"]), depth + 1)
+
+
+def _sources(store: SliceStore, root: Path, depth: int) -> Link:
+    """The scans and masks that the store was made from, each by the digest in the store's index."""
+    columns = (["source", "source_sha256"], ["mask_source", "mask_source_sha256"])
+    digests = {
+        name: digest for pair in columns for name, digest in store.index[pair].itertuples(index=False) if name
+    }
+    whole = hashlib.sha256("\n".join(sorted(digests.values())).encode()).hexdigest()
+    name = f"{len(digests)} source files"
+    if not root.exists():
+        return Link(
+            depth, "from outside", "", name, whole, [], unchecked=f"{root} cannot be reached from here"
+        )
+    folder = root.parent if root.is_file() else root
+    faults = [
+        problem for source, sha in digests.items() for problem in _problems("source", folder / source, sha)
+    ]
+    return Link(depth, "from outside", "", name, whole, faults)
+
+
+def _outside(tags: dict[str, str], role: str, digest: str, depth: int) -> Link:
+    """What no run wrote: source scans, published weights, or weights drawn at random."""
+    if digest.startswith(RANDOM):
+        return Link(depth, "drawn at random", "", role, digest, [])
+    path = tags.get(f"path.{role}")
+    problems = _problems(role, Path(path), digest) if path else [f"No run is known that wrote this {role}."]
+    return Link(depth, "from outside", "", role, digest, problems)
+
+
+def _writer(tags: dict[str, str], role: str, digest: str) -> Run | None:
+    """The run that wrote an input, found by its digest; the one noted at the time if it still fits."""
+    writers = find_runs({f"output.{role}": digest})
+    noted = [run for run in writers if run.run_id == tags.get(f"run.{role}")]
+    return next(iter(noted or writers), None)
+
+
+def _tagged(tags: dict[str, str], prefix: str) -> list[tuple[str, str]]:
+    return sorted(
+        (name.removeprefix(prefix), value) for name, value in tags.items() if name.startswith(prefix)
+    )
+
+
+def _run_of_bundle(path: Path) -> Run:
+    """The run that wrote the bundle, by its digest, or by the record beside it where it was changed since."""
+    found = find_runs({"output.bundle": sha256_tree(path)})
+    if found:
+        return found[0]
+    record = path.parent / "run.json"
+    if record.is_file():
+        return _run_by_id(read_json(record)["run_id"])
+    raise UserError(
+        f"No run in {tracking_uri()} wrote {path}. Give a bundle of finetune, and its MLFLOW_TRACKING_URI."
+    )
+
+
+def _run_by_id(run_id: str) -> Run:
+    run = Run(tracking_uri(), run_id)
+    try:
+        run.tags()
+    except MlflowException:
+        raise UserError(f"'{run_id}' is neither a path nor a run in {tracking_uri()}.") from None
+    return run
+
+
+def _problems(role: str, path: Path, digest: str) -> list[str]:
+    """What is wrong with the thing at `path`, which had this digest when its run ended."""
+    if not path.exists():
+        return [f"{path} is not there any more."]
+    if role == "manifest":
+        return verify_store(path) or _compare(path, digest, lambda store: SliceStore(store).digest)
+    return _compare(path, digest, sha256_tree if role == "bundle" else sha256_file)
+
+
+def _compare(path: Path, digest: str, measure: Callable[[Path], str]) -> list[str]:
+    found = measure(path)
+    return [] if found == digest else [f"{path} has changed: its digest is now {found[:16]}."]

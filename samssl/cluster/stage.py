@@ -1,0 +1,177 @@
+"""What every stage does around its work: its folder, its MLflow run, its place in the lineage.
+
+    config.yaml        the resolved configuration
+    environment.json   versions, git commit, hardware
+    run.json           MLflow run id, status, wall time, digests of inputs and outputs, metrics
+
+A digest that a run reads or writes is a tag `input.<role>` or `output.<role>`; roles are `manifest`,
+`encoder`, `bundle` and `cases`. `run.<role>` names the run that wrote an input, where it is known.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from samssl.cluster.tracking import PARENT_TAG, Run, continue_run, find_runs, open_run
+from samssl.config import UserError, dump_yaml, flatten, read_yaml, to_tree
+from samssl.environment import environment, hardware
+from samssl.files import read_json, write_json, write_text
+
+PATHS = ("out", "store", "data.store", "data.root", "data.csv", "model.checkpoint", "bundle", "study")
+"""Fields that say where something lies: what lies there is compared by digest instead."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run belongs in MLflow and in a study."""
+
+    experiment: str = "samssl"
+    arm: str | None = None
+    seed: int | None = None
+    parent_run_id: str | None = None
+
+
+@dataclass
+class StageRun:
+    """A stage while it runs; what it finds out goes into `run.json` and MLflow at the end."""
+
+    out: Path
+    run: Run
+    done: bool
+    """An earlier run with the same configuration and inputs has finished; there is nothing to do."""
+    outputs: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def wrote(self, role: str, digest: str, path: Path) -> None:
+        """Record an output by its digest and where it lies."""
+        self.outputs[role] = digest
+        self.run.set_tags({f"output.{role}": digest, f"path.{role}": str(path.absolute())})
+
+
+@contextmanager
+def stage(
+    name: str, config: Any, inputs: dict[str, str], place: Place, *, always: bool = False
+) -> Iterator[StageRun]:
+    """Open the folder `config.out` for one stage; `inputs` maps roles to digests.
+
+    Started again after an interruption it continues the same MLflow run; after success it says so and
+    sets `done`, unless it is to run `always` because only its work can tell. An exception marks the run FAILED (Ctrl-C: KILLED) and leaves no `finished` behind.
+
+    Raises:
+        UserError: the folder holds the run of another configuration or of other inputs.
+    """
+    out = Path(config.out)
+    record = _earlier(out, name, config, inputs)
+    run = _open(name, record, place)
+    if record and record["status"] == "finished" and not always:
+        run.end("FINISHED")
+        print(f"{name}: {out} is finished and up to date; nothing to do.", flush=True)
+        yield StageRun(out, run, done=True, outputs=record["outputs"], metrics=record["metrics"])
+        return
+    _write_start(out, name, config, inputs, place, run)
+    run.log_params(flatten(to_tree(config)))
+    run.set_tags(_tags(name, inputs, place))
+    print(f"{name}: writing {out} (MLflow run {run.run_id})", flush=True)
+    started, clock = datetime.now(UTC), time.monotonic()
+    work = StageRun(out, run, done=False)
+    try:
+        yield work
+    except BaseException as error:
+        run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    record = read_json(out / "run.json")
+    wall_time_s = record["wall_time_s"] + time.monotonic() - clock
+    record |= {
+        "status": "finished",
+        "started": started.isoformat(timespec="seconds"),
+        "wall_time_s": wall_time_s,
+    }
+    write_json(out / "run.json", record | {"outputs": work.outputs, "metrics": work.metrics})
+    run.log_metrics({**work.metrics, "wall_time_s": wall_time_s})
+    run.end("FINISHED")
+
+
+def finished_record(out: Path) -> dict[str, Any]:
+    """`run.json` of a stage that has finished.
+
+    Raises:
+        UserError: there is none there, or it did not finish.
+    """
+    record = _read_record(out)
+    if record is None or record["status"] != "finished":
+        state = "was interrupted" if record else "holds no run"
+        raise UserError(f"{out} {state}. Run that stage first; it continues where it stopped.")
+    return record
+
+
+def _read_record(out: Path) -> dict[str, Any] | None:
+    try:
+        return read_json(out / "run.json")
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise UserError(
+            f"{out / 'run.json'} is damaged. Delete the folder {out} and run the stage again."
+        ) from None
+
+
+def _earlier(out: Path, name: str, config: Any, inputs: dict[str, str]) -> dict[str, Any] | None:
+    record = _read_record(out)
+    if record is None:
+        return None
+    old, new = flatten(read_yaml(out / "config.yaml")), flatten(to_tree(config))
+    differing = [
+        key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in PATHS
+    ]
+    differing += [f"the {role}" for role in inputs if record["inputs"].get(role) != inputs[role]]
+    if record["stage"] != name or differing:
+        raise UserError(
+            f"{out} holds a {record['stage']} run that differs in {', '.join(differing) or 'its stage'}. "
+            "Choose another `out`, or delete that folder to replace it."
+        )
+    return record
+
+
+def _open(name: str, record: dict[str, Any] | None, place: Place) -> Run:
+    run = continue_run(record["run_id"]) if record else None
+    if run:
+        return run
+    label = "-".join(str(part) for part in (name, place.arm, place.seed) if part is not None)
+    return open_run(place.experiment, label, _tags(name, {}, place))
+
+
+def _tags(name: str, inputs: dict[str, str], place: Place) -> dict[str, str]:
+    tags = {"stage": name, **{f"input.{role}": digest for role, digest in inputs.items()}}
+    if place.parent_run_id:
+        tags[PARENT_TAG] = place.parent_run_id
+    tags |= {
+        key: str(value) for key, value in (("arm", place.arm), ("seed", place.seed)) if value is not None
+    }
+    for role, digest in inputs.items():
+        writers = find_runs({f"output.{role}": digest})
+        if writers:
+            tags[f"run.{role}"] = writers[0].run_id
+    return tags
+
+
+def _write_start(out: Path, name: str, config: Any, inputs: dict[str, str], place: Place, run: Run) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "config.yaml", dump_yaml(config))
+    write_json(out / "environment.json", environment())
+    record = {
+        "stage": name,
+        "run_id": run.run_id,
+        "tracking_uri": run.uri,
+        "status": "running",
+        "wall_time_s": 0.0,
+        "hardware": hardware(),
+        **{key: value for key, value in asdict(place).items() if key in ("experiment", "arm", "seed")},
+        "inputs": inputs,
+        "outputs": {},
+        "metrics": {},
+    }
+    write_json(out / "run.json", record)

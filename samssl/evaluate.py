@@ -1,0 +1,93 @@
+"""Volume-level scores of a model bundle on the held-out cases, at native resolution."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from samssl.bundle import load_segmenter, read_bundle
+from samssl.config import UserError, config
+from samssl.data.slices import SliceStore
+from samssl.files import written_aside
+from samssl.metrics import case_dice
+from samssl.predict import score_case, segment_cases
+from samssl.statistics import Interval, mean_interval
+
+
+@config
+class EvaluateConfig:
+    """A model bundle and a slice store to a table of per-case scores."""
+
+    out: Path
+    """Folder of this run."""
+    bundle: Path
+    """The bundle that `finetune` wrote."""
+    store: Path
+    """The slice store."""
+    split: str = "test"
+    """Split whose labelled cases are scored."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of all cases."""
+
+    table: pd.DataFrame
+    """One row per case and label, as `samssl.predict.score_case` gives it."""
+    interval: Interval
+    """Mean Dice over cases with its 95 % bootstrap interval."""
+
+    def metrics(self, split: str) -> dict[str, float]:
+        """The scores by metric name."""
+        by_label = self.table.groupby("label")["dice"].mean()
+        names = {
+            f"{split}/dice_{str(label).replace(' ', '_')}": float(dice) for label, dice in by_label.items()
+        }
+        return {
+            f"{split}/dice": self.interval.mean,
+            f"{split}/dice_ci95_low": self.interval.low,
+            f"{split}/dice_ci95_high": self.interval.high,
+            f"{split}/cases": float(self.interval.cases),
+            **names,
+        }
+
+
+def evaluate(config: EvaluateConfig) -> Evaluation:
+    """Segment and score every labelled case of the split; writes `cases.parquet` and `predictions.zarr`."""
+    store = SliceStore(config.store)
+    cases = [case for case in store.cases(config.split) if store.mask(case) is not None]
+    if not cases:
+        raise UserError(f"The store {config.store} has no labelled cases in split '{config.split}'.")
+    bundle = read_bundle(config.bundle)
+    if bundle.labels != store.labels:
+        raise UserError(
+            f"The bundle {config.bundle} segments {bundle.labels}, but the store {config.store} is labelled "
+            f"{store.labels}. Give a bundle and a store of the same label map."
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    segmenter = load_segmenter(config.bundle).to(device)
+    scored, tables = segment_cases(segmenter, store, cases, bundle.model.image_size, device), []
+    with written_aside(config.out / "predictions.zarr") as folder:
+        for case, prediction in tqdm(scored, total=len(cases), desc="evaluate", unit="case", mininterval=2):
+            _save_prediction(folder / case, prediction)
+            tables.append(score_case(store, case, prediction))
+    table = pd.concat(tables, ignore_index=True)
+    with written_aside(config.out / "cases.parquet") as path:
+        table.to_parquet(path)
+    return Evaluation(table, mean_interval(case_dice(table).to_numpy()))
+
+
+def _save_prediction(path: Path, prediction: np.ndarray) -> None:
+    import zarr
+
+    array = zarr.create_array(
+        path,
+        shape=prediction.shape,
+        chunks=(1, *prediction.shape[1:]),
+        shards=prediction.shape,
+        dtype=prediction.dtype,
+    )
+    array[:] = prediction

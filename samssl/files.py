@@ -1,0 +1,74 @@
+"""Files that are whole or absent, and their digests."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_BLOCK_BYTES = 1 << 20
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of the bytes of one file, as `sha256sum` prints it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_tree(root: Path) -> str:
+    """SHA-256 over the relative names and digests of every file below `root`."""
+    lines = [f"{path.relative_to(root).as_posix()} {sha256_file(path)}" for path in sorted(files_below(root))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def files_below(root: Path) -> Iterator[Path]:
+    """Every regular file below `root`."""
+    return (path for path in root.rglob("*") if path.is_file())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` beside `path`, then rename, so that `path` is whole or untouched."""
+    with written_aside(path) as partial:
+        partial.write_bytes(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write text as `write_bytes` does."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file that this program wrote."""
+    return json.loads(path.read_text())
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Yield a free path beside `path`; on success it replaces `path`, on failure it is removed.
+
+    The body makes either a file or a folder there. An existing folder at `path` is replaced whole.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        yield partial
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(partial, path)
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,122 @@
+"""Weights in Meta's format: loaded whole or not at all, written whole or not at all."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from samssl.config import UserError
+from samssl.files import written_aside
+
+
+class CheckpointError(UserError):
+    """Weights that do not fit the model they were given for."""
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors in a `.safetensors` file or a `torch.save` file, read without unpickling code.
+
+    A `{"model": ...}` or `{"state_dict": ...}` wrapping, as training scripts write it, is opened.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"There is no checkpoint {path}. Check model.checkpoint.") from None
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{path} cannot be read as model weights ({reason}). "
+            "Give a file of plain tensors: a SAM .pth as Meta publishes it, or .safetensors."
+        ) from None
+    for wrapping in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapping), Mapping):
+            content = content[wrapping]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{path} holds no state dict of tensors. Give a SAM-format checkpoint.")
+    return dict(content)
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load `weights` into `module`, every key and shape or none of them.
+
+    Raises:
+        CheckpointError: listing missing, unexpected and mis-shaped keys by name; `module` is unchanged.
+    """
+    own = module.state_dict()
+    missing = sorted(own.keys() - weights.keys())
+    unexpected = sorted(weights.keys() - own.keys())
+    misshaped = [
+        f"{key} is {_shape(weights[key])}, needs {_shape(own[key])}"
+        for key in sorted(own.keys() & weights.keys())
+        if own[key].shape != weights[key].shape
+    ]
+    if missing or unexpected or misshaped:
+        raise CheckpointError(
+            f"{source} does not fit this model, and nothing was loaded."
+            + _list("missing", missing)
+            + _list("unexpected", unexpected)
+            + _list("of another shape", misshaped)
+            + _likely_variant(weights)
+        )
+    module.load_state_dict(weights, strict=True)
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Write the state dict of `module` with Meta's key names; `path` is whole or untouched."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+    with written_aside(path) as partial_path:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            save_file(weights, partial_path)
+        else:
+            with partial_path.open("wb") as file:  # a stream: the archive does not repeat the file's name
+                torch.save(weights, file)
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values: the same weights in any file format give the same."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {_shape(tensor)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """A copy on the CPU of every parameter that trains."""
+    named = model.named_parameters()
+    return {name: p.detach().cpu().clone() for name, p in named if p.requires_grad}
+
+
+def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Put `weights` into the parameters of the same names; the rest of the model is left as it is."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in weights.items():
+            parameters[name].copy_(value)
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(str(side) for side in tensor.shape) or "scalar"
+
+
+def _list(what: str, keys: Iterable[str], limit: int = 12) -> str:
+    keys = list(keys)
+    more = f", and {len(keys) - limit} more" if len(keys) > limit else ""
+    return f"\n  {what} ({len(keys)}): {', '.join(keys[:limit])}{more}" if keys else ""
+
+
+def _likely_variant(weights: Mapping[str, Tensor]) -> str:
+    widths = {128: "micro", 768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
+    position = weights.get("image_encoder.pos_embed")
+    if position is None or position.ndim != 4 or position.shape[-1] not in widths:
+        return "\nIt does not look like a SAM checkpoint; keys should begin with image_encoder., prompt_encoder., mask_decoder."
+    return f"\nIts encoder is as wide as {widths[position.shape[-1]]}: check model.variant."

@@ -1,0 +1,121 @@
+"""SAM from `segment_anything` at every size."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge
+from segment_anything import sam_model_registry
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from torch import Tensor, nn
+
+from samssl.config import Count, config
+from samssl.models.checkpoints import load_weights, read_weights
+
+Variant = Literal["micro", "vit_b", "vit_l", "vit_h"]
+
+MICRO_IMAGE_SIZE = 64
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+@config
+class ModelConfig:
+    """Which SAM, and the weights it starts from."""
+
+    variant: Variant = "vit_b"
+    """`vit_b`, `vit_l`, `vit_h` as Meta published them, or `micro`: the same classes, small enough for a laptop."""
+    checkpoint: Path | None = None
+    """SAM-format weights (.pth or .safetensors). Without them the weights are drawn at random from `init_seed`."""
+    init_seed: Count = 0
+    """Seed of the random weights, used only where `checkpoint` is null."""
+    image_size: Annotated[int, Ge(8)] = 1024
+    """Side of the square model input in pixels; any multiple of the patch size (16; micro: 4)."""
+
+    def __post_init__(self) -> None:
+        if self.image_size % patch_size(self.variant):
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of the patch size of {self.variant}, "
+                f"which is {patch_size(self.variant)}"
+            )
+
+
+def patch_size(variant: Variant) -> int:
+    """Side of one patch in pixels."""
+    return 4 if variant == "micro" else 16
+
+
+def build_micro() -> Sam:
+    """SAM's own classes with small dimensions: 64 px, patch 4, 4 blocks of 128, windows of 6 padded to 18."""
+    grid = (MICRO_IMAGE_SIZE // 4, MICRO_IMAGE_SIZE // 4)
+    return Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=MICRO_IMAGE_SIZE,
+            patch_size=4,
+            embed_dim=128,
+            depth=4,
+            num_heads=4,
+            out_chans=64,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),  # pyright: ignore[reportArgumentType]
+            use_rel_pos=True,
+            window_size=6,
+            global_attn_indexes=(1, 3),
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=64,
+            image_embedding_size=grid,
+            input_image_size=(MICRO_IMAGE_SIZE, MICRO_IMAGE_SIZE),
+            mask_in_chans=16,
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=64, mlp_dim=256, num_heads=4),
+            transformer_dim=64,
+            iou_head_hidden_dim=64,
+        ),
+        pixel_mean=list(PIXEL_MEAN),
+        pixel_std=list(PIXEL_STD),
+    )
+
+
+def build_sam(model: ModelConfig) -> Sam:
+    """SAM at `model.variant` with the weights of `model.checkpoint`, or drawn from `model.init_seed`.
+
+    Raises:
+        CheckpointError: the file is not a weights file, or its keys or shapes are another model's.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(model.init_seed)
+        build: Callable[[], Sam] = (
+            build_micro if model.variant == "micro" else sam_model_registry[model.variant]
+        )
+        sam = build()
+        if model.checkpoint is None:
+            initialise(sam.image_encoder)
+    if model.checkpoint is not None:
+        load_weights(sam, read_weights(model.checkpoint), source=str(model.checkpoint))
+    return sam.eval()
+
+
+def initialise(image_encoder: ImageEncoderViT) -> None:
+    """Draw a fresh encoder as ViTs are drawn for MAE: Xavier linear layers, position terms from N(0, 0.02).
+
+    `segment_anything` leaves positions at zero, from where a fresh encoder cannot tell patches apart.
+    """
+    for name, parameter in image_encoder.named_parameters():
+        if "pos" in name:
+            nn.init.trunc_normal_(parameter, std=0.02)
+        elif name.endswith("weight") and parameter.ndim == 2:
+            nn.init.xavier_uniform_(parameter)
+        elif name.startswith("blocks") and name.endswith(("qkv.bias", "proj.bias", "lin1.bias", "lin2.bias")):
+            nn.init.zeros_(parameter)
+    nn.init.xavier_uniform_(image_encoder.patch_embed.proj.weight.flatten(1))
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Intensities in [0, 1], [B, 1 or 3, H, W], to SAM's normalised three channels [B, 3, H, W]."""
+    mean = images.new_tensor(PIXEL_MEAN).view(1, 3, 1, 1)
+    std = images.new_tensor(PIXEL_STD).view(1, 3, 1, 1)
+    return (images * 255 - mean) / std

@@ -1,0 +1,52 @@
+"""Which parts of SAM a fine-tuning trains (arXiv:2404.09957, figure 2)."""
+
+from typing import Any, Literal
+
+import torch
+
+from samssl.config import config
+from samssl.models.decoder import AutomaticSam
+from samssl.models.lora import LoraConfig, inject_lora
+from samssl.models.sam import ModelConfig, build_sam
+
+
+@config
+class StrategyConfig:
+    """Method and scope of fine-tuning."""
+
+    method: Literal["lora", "vanilla"] = "lora"
+    """`lora` adds low-rank updates to frozen weights, `vanilla` trains the weights themselves."""
+    scope: Literal["encoder_decoder", "decoder"] = "encoder_decoder"
+    """Whether the image encoder is adapted too, or the mask decoder only."""
+    lora: LoraConfig = LoraConfig()
+    """Used where `method` is lora."""
+
+
+def head_modules(num_classes: int) -> list[str]:
+    """The parts of the decoder that are shaped by the classes or draw the masks; they train in every strategy."""
+    hypernetworks = [f"mask_decoder.output_hypernetworks_mlps.{label}" for label in range(num_classes)]
+    return ["mask_decoder.mask_tokens", "mask_decoder.output_upscaling", *hypernetworks]
+
+
+def build_segmenter(model: ModelConfig, strategy: StrategyConfig, num_classes: int, seed: int) -> Any:
+    """SAM for `num_classes` classes under `strategy`; `seed` draws the new layers."""
+    sam = build_sam(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return apply_strategy(AutomaticSam(sam, num_classes), strategy, num_classes)
+
+
+def apply_strategy(model: AutomaticSam, strategy: StrategyConfig, num_classes: int) -> Any:
+    """`model`, wrapped where the method asks for it, with `requires_grad` set on exactly what trains.
+
+    The IoU head and the prompt encoder never train: automatic segmentation does not use them.
+    """
+    model.requires_grad_(False)
+    if strategy.method == "lora":
+        return inject_lora(
+            model, strategy.lora, head_modules(num_classes), in_encoder=strategy.scope == "encoder_decoder"
+        )
+    model.mask_decoder.requires_grad_(True)
+    model.mask_decoder.iou_prediction_head.requires_grad_(False)
+    model.image_encoder.requires_grad_(strategy.scope == "encoder_decoder")
+    return model

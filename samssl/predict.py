@@ -1,0 +1,62 @@
+"""Slices of a case to label ids on the case's own voxels."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Integer
+from torch import nn
+
+from samssl.data.datasets import unit_slice
+from samssl.data.resize import fit_square, unfit_square
+from samssl.data.slices import SliceStore
+from samssl.metrics import dice_per_label
+
+BATCH_SIZE = 16
+
+
+@torch.no_grad()
+def segment_case(
+    segmenter: nn.Module, store: SliceStore, case: str, image_size: int, device: torch.device
+) -> Integer[np.ndarray, "Z H W"]:
+    """Label ids of the most likely class of every voxel; logits, not labels, are resized."""
+    info = store.info(case)
+    height, width = int(info["height"]), int(info["width"])
+    ids = torch.tensor(sorted(store.labels))
+    slices = []
+    for first in range(0, int(info["num_slices"]), BATCH_SIZE):
+        last = min(first + BATCH_SIZE, int(info["num_slices"]))
+        images = torch.stack([unit_slice(store, case, z) for z in range(first, last)]).to(device)
+        logits = segmenter(fit_square(images, image_size))
+        classes = unfit_square(logits.float(), height, width, image_size).argmax(dim=1).cpu()
+        slices.append(ids[classes].to(torch.uint8 if ids.max() < 256 else torch.int32).numpy())
+    return np.concatenate(slices)
+
+
+def segment_cases(
+    segmenter: nn.Module, store: SliceStore, cases: Iterable[str], image_size: int, device: torch.device
+) -> Iterator[tuple[str, Integer[np.ndarray, "Z H W"]]]:
+    """`segment_case` for each case, with the segmenter in evaluation mode."""
+    segmenter.eval()
+    for case in cases:
+        yield case, segment_case(segmenter, store, case, image_size, device)
+
+
+def score_cases(
+    segmenter: nn.Module, store: SliceStore, cases: Iterable[str], image_size: int, device: torch.device
+) -> pd.DataFrame:
+    """One row per case and label: case, patient, label, label_id, dice, reference_voxels, predicted_voxels."""
+    scored = segment_cases(segmenter, store, cases, image_size, device)
+    return pd.concat([score_case(store, case, prediction) for case, prediction in scored], ignore_index=True)
+
+
+def score_case(store: SliceStore, case: str, prediction: Integer[np.ndarray, "Z H W"]) -> pd.DataFrame:
+    """The rows of one case; Dice is NaN where the reference lacks the label."""
+    reference = store.mask(case)
+    assert reference is not None, f"case {case} has no reference mask"
+    rows = pd.DataFrame(dice_per_label(prediction, reference, max(store.labels) + 1))
+    rows = rows[rows["label_id"].isin(store.labels)]
+    names = rows["label_id"].map(store.labels)
+    patient = str(store.info(case)["patient"])
+    return rows.assign(case=case, patient=patient, label=names).reset_index(drop=True)

@@ -1,0 +1,129 @@
+"""Stage two: fine-tuning SAM for automatic segmentation of a few labelled cases."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from samssl.config import Count, Fraction, NonNegative, UserError, config
+from samssl.data.datasets import AugmentConfig, LabelledSlices, rows_of
+from samssl.data.slices import SliceStore
+from samssl.data.splits import few_shot
+from samssl.losses import dice_and_cross_entropy
+from samssl.metrics import case_dice
+from samssl.models.lora import count_trained
+from samssl.models.sam import ModelConfig
+from samssl.models.strategies import StrategyConfig, build_segmenter
+from samssl.predict import score_cases
+from samssl.train.context import RunContext, State
+from samssl.train.loop import FitConfig, Validation, fit
+from samssl.train.resources import ResourcesConfig
+
+
+@config
+class FinetuneDataConfig:
+    """Which labelled cases are trained on."""
+
+    store: Path
+    """The slice store, as `prepare` writes it."""
+    shots: Count = 0
+    """Patients or slices of the split `train` that are learnt from; 0 takes all of them."""
+    shot_unit: Literal["patients", "slices"] = "patients"
+    """What `shots` counts. Fewer shots are always among the more, for the same `shot_seed`."""
+    shot_seed: Count = 0
+    """Another seed, another draw of the shots."""
+    augment: AugmentConfig = AugmentConfig()
+    """How training slices are varied."""
+
+
+@config
+class FinetuneFitConfig(FitConfig):
+    """Optimisation with the defaults of fine-tuning: warm-up and poly, AdamW as in the official code."""
+
+    steps: Count = 2000
+    warmup_steps: Count = 200
+    schedule: Literal["cosine", "poly"] = "poly"
+    weight_decay: NonNegative = 0.1
+    beta2: Fraction = 0.999
+    patience: Count = 10
+
+
+@config
+class FinetuneConfig:
+    """Labelled cases and a SAM-format checkpoint to a model bundle."""
+
+    out: Path
+    """Folder of this run."""
+    data: FinetuneDataConfig
+    """What to learn from."""
+    model: ModelConfig = ModelConfig()
+    """What to start from: the checkpoint of `pretrain`, or SAM as published."""
+    strategy: StrategyConfig = StrategyConfig()
+    """What to train."""
+    optim: FinetuneFitConfig = FinetuneFitConfig()
+    """The optimisation; the score of a validation is the mean Dice of the cases in the split `val`."""
+    resources: ResourcesConfig = ResourcesConfig()
+    """Where to train."""
+
+
+class SupervisedSegmenter(nn.Module):
+    """A segmenter and its loss."""
+
+    def __init__(self, segmenter: nn.Module) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`loss` of a batch with `image` [B, 1, S, S] in [0, 1] and `labels` [B, S, S] (class numbers)."""
+        return {"loss": dice_and_cross_entropy(self.segmenter(batch["image"]), batch["labels"])}
+
+
+def finetune(config: FinetuneConfig, context: RunContext) -> State:
+    """Fine-tune on every rank of `context`; the result is what `fit` saved last."""
+    store = SliceStore(config.data.store)
+    segmenter = build_segmenter(config.model, config.strategy, len(store.labels), config.optim.seed)
+    model = SupervisedSegmenter(segmenter)
+    train = LabelledSlices(
+        store, training_rows(store, config.data), config.model.image_size, config.data.augment
+    )
+    validation = CaseDice(store, config, segmenter, context)
+    context.log({"trained_parameters": float(count_trained(segmenter))}, 0)
+    return fit(model, train, validation.validate, config.optim, context)
+
+
+def training_rows(store: SliceStore, data: FinetuneDataConfig) -> list[tuple[str, int]]:
+    """The slices that are learnt from: all of the split `train`, or the few shots of it."""
+    if not data.shots:
+        return rows_of(store, ["train"])
+    return few_shot(store.index, data.shots, data.shot_unit, data.shot_seed)
+
+
+@dataclass
+class CaseDice:
+    """Volume-level Dice of the validation cases, as `evaluate` measures it on the test cases."""
+
+    store: SliceStore
+    config: FinetuneConfig
+    segmenter: nn.Module
+    context: RunContext
+
+    def __post_init__(self) -> None:
+        self.cases = self.store.cases("val")
+        if not self.cases:
+            raise UserError(
+                f"The store {self.store.root} has no validation cases. Give split.val in prepare."
+            )
+
+    def validate(self, step: int) -> Validation:
+        """Mean over cases of the mean over labels."""
+        table = score_cases(
+            self.segmenter, self.store, self.cases, self.config.model.image_size, self.context.device
+        )
+        by_label = table.groupby("label")["dice"].mean()
+        score = float(case_dice(table).mean())
+        metrics = {
+            f"val/dice_{str(label).replace(' ', '_')}": float(dice) for label, dice in by_label.items()
+        }
+        return Validation(score=score, metrics={"val/dice": score, **metrics})

@@ -1,0 +1,147 @@
+"""Stage one: masked autoencoding of SAM's image encoder on unlabelled slices."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from samssl.config import Count, Fraction, PositiveFloat, PositiveInt, config
+from samssl.data.datasets import CropConfig, UnlabelledSlices, rows_of
+from samssl.data.slices import SliceStore
+from samssl.methods.mae import MaeConfig, MaskedAutoencoder
+from samssl.models.checkpoints import put_weights
+from samssl.models.sam import ModelConfig, build_sam
+from samssl.train.context import RunContext, State
+from samssl.train.loop import FitConfig, Validation, fit, uses_bf16
+from samssl.train.resources import ResourcesConfig
+
+
+@config
+class PretrainDataConfig:
+    """Which slices are pretrained on."""
+
+    store: Path
+    """The slice store, as `prepare` writes it."""
+    splits: tuple[str, ...] = ("pool", "train")
+    """Splits whose slices are learnt from, masks unused; keep `val` and `test` out."""
+    min_content: Fraction = 0.05
+    """Slices with less of their area above air are left out."""
+    held_out: PositiveInt = 64
+    """At most so many slices of the split `val`, spread evenly, on which the reconstruction is checked."""
+    crop: CropConfig = CropConfig()
+    """How slices are cropped and mirrored."""
+
+    def __post_init__(self) -> None:
+        leaked = {"val", "test"} & set(self.splits)
+        if leaked:
+            raise ValueError(
+                f"splits must not hold {' or '.join(sorted(leaked))}: results would not be held out"
+            )
+
+
+@config
+class PretrainFitConfig(FitConfig):
+    """Optimisation with the defaults of MAE."""
+
+    steps: Count = 10_000
+    batch_size: PositiveInt = 64
+    lr: PositiveFloat = 1.5e-3
+    warmup_steps: Count = 500
+    validate_every: PositiveInt = 1000
+    keep_best: bool = False
+
+
+@config
+class PretrainConfig:
+    """Scans without labels to a SAM-format checkpoint."""
+
+    out: Path
+    """Folder of this run."""
+    data: PretrainDataConfig
+    """What to learn from."""
+    model: ModelConfig = ModelConfig()
+    """What to start from."""
+    mae: MaeConfig = MaeConfig()
+    """The self-supervised task."""
+    optim: PretrainFitConfig = PretrainFitConfig()
+    """The optimisation."""
+    resources: ResourcesConfig = ResourcesConfig()
+    """Where to train."""
+
+
+def pretrain(config: PretrainConfig, context: RunContext) -> State:
+    """Pretrain on every rank of `context`; the result is what `fit` saved last."""
+    store = SliceStore(config.data.store)
+    torch.manual_seed(config.optim.seed)
+    model = MaskedAutoencoder(build_sam(config.model).image_encoder, config.mae)
+    size = config.model.image_size
+    rows = rows_of(store, list(config.data.splits), config.data.min_content)
+    train = UnlabelledSlices(store, rows, size, config.data.crop)
+    held_out = HeldOut(store, config, model, context)
+    return fit(model, train, held_out.validate, config.optim, context)
+
+
+def pretrained_sam(config: PretrainConfig, state: State) -> Sam:
+    """SAM as it was before pretraining, with the image encoder of `state`; prompt encoder and decoder unchanged."""
+    sam = build_sam(config.model)
+    prefix = "image_encoder."
+    encoder = {
+        name.removeprefix(prefix): value
+        for name, value in state["weights"].items()
+        if name.startswith(prefix)
+    }
+    put_weights(sam.image_encoder, encoder)
+    return sam
+
+
+@dataclass
+class HeldOut:
+    """Reconstruction of held-out patients' slices, always the same slices under the same masks."""
+
+    store: SliceStore
+    config: PretrainConfig
+    model: MaskedAutoencoder
+    context: RunContext
+
+    def __post_init__(self) -> None:
+        rows = rows_of(self.store, ["val"], self.config.data.min_content)
+        picked = np.linspace(0, len(rows) - 1, min(len(rows), self.config.data.held_out)).round().astype(int)
+        self.slices = UnlabelledSlices(
+            self.store, [rows[index] for index in picked], self.config.model.image_size, crop=None
+        )
+
+    def validate(self, step: int) -> Validation:
+        """Mean loss over the held-out slices; a picture of the first few."""
+        device, optim = self.context.device, self.config.optim
+        losses = []
+        for first in range(0, len(self.slices), optim.batch_size):
+            last = min(first + optim.batch_size, len(self.slices))
+            batch = default_collate([self.slices[index, index] for index in range(first, last)])
+            batch = {name: value.to(device) for name, value in batch.items()}
+            with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(optim, device)):
+                losses.append((self.model(batch)["loss"].item(), last - first))
+        loss = sum(value * count for value, count in losses) / len(self.slices)
+        self._show(step)
+        return Validation(score=-loss, metrics={"val/loss": loss})
+
+    def _show(self, step: int, count: int = 4) -> None:
+        picked = np.linspace(0, len(self.slices) - 1, min(count, len(self.slices))).round().astype(int)
+        batch = default_collate([self.slices[int(index), int(index)] for index in picked])
+        batch = {name: value.to(self.context.device) for name, value in batch.items()}
+        shown = self.model.reconstruct(batch)
+        masked = torch.where(shown.hidden, 0.5, shown.images)
+        columns = [shown.images, masked, shown.predicted]
+        self.context.picture(f"reconstructions/step_{step:06d}.png", _tile(columns))
+
+
+def _tile(columns: list[Tensor], gap: int = 2, at_least: int = 128) -> np.ndarray:
+    """Columns of B grey images each, side by side as RGB [H, W, 3] of uint8; rows are images."""
+    padded = [torch.nn.functional.pad(column[:, 0], (gap, gap, gap, gap), value=1.0) for column in columns]
+    grid = torch.cat([torch.cat(list(column), dim=0) for column in padded], dim=1)
+    zoom = max(1, -(-at_least // columns[0].shape[-1]))
+    grey = (grid.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    return np.repeat(np.repeat(grey, zoom, axis=0), zoom, axis=1)[..., None].repeat(3, axis=-1)
