@@ -1,0 +1,232 @@
+"""Raw scans to a slice store, one task a case, resumable."""
+
+import csv
+import io
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from samssl.config import Count, UserError, config, config_digest
+from samssl.data.cases import CASE_FILE, CaseFacts, Origin, files_of, reusable_case, write_case
+from samssl.data.parallel import Run, local_map, with_progress
+from samssl.data.scans import Modality, read_mask, read_scan
+from samssl.data.slices import INDEX_COLUMNS, MANIFEST_FILE, REJECTED_FILE, write_index
+from samssl.data.sources import DataSource, Entry, find_sources
+from samssl.data.splits import SplitConfig, one_patient_per_image, split_patients
+from samssl.files import sha256_file, write_bytes
+
+# Raised when the same source and settings would give other voxels or facts than before.
+_CASE_FORMAT = 1
+
+
+@config
+class PrepareConfig:
+    """One data set to one slice store."""
+
+    name: str
+    """Short name of the data set; begins every pseudonym, so other names give other case ids."""
+    out: Path
+    """Folder of the slice store."""
+    data: DataSource
+    """The scans."""
+    split: SplitConfig = SplitConfig()
+    """Who is learned from and who is tested on."""
+    workers: Count = 0
+    """Processes that read and write cases; 0: one for each CPU."""
+
+    def __post_init__(self) -> None:
+        """The name becomes part of file names."""
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
+            raise ValueError("name: use letters, digits, dots, dashes and underscores, as in acdc-2017.")
+
+
+@dataclass(frozen=True)
+class PrepareSummary:
+    """What a store holds, and what was done to it."""
+
+    digest: str
+    cases: int
+    slices: int
+    rejected: int
+    """Files that could not be used; rejected.csv in the store says why."""
+    wrote: int
+    """Cases written by this call; 0 with an unchanged digest: there was nothing to do."""
+    removed: int
+    """Cases of an earlier call that are not in the source any more."""
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """What became of one scan."""
+
+    entry: Entry
+    facts: CaseFacts | None
+    """None for a scan that cannot be used."""
+    reason: str
+    """Why it cannot be used."""
+    wrote: bool
+
+
+@dataclass(frozen=True)
+class _CaseTask:
+    """Everything that a process needs to prepare a case, besides the case."""
+
+    out: Path
+    source: DataSource
+    labels: Mapping[int, str]
+    modality: Modality
+
+    def settings_sha256(self) -> str:
+        """Digest of the settings that voxels and facts of a case depend on."""
+        settings = {"format": _CASE_FORMAT, "modality": self.modality, "ids": sorted(self.labels)}
+        return config_digest(settings | {"axis": self.source.axis, "window_hu": self.source.window_hu})
+
+    def __call__(self, entry: Entry) -> CaseResult:
+        """Read, check and write one scan and its mask, or reuse what is stored of them."""
+        try:
+            origin = self._origin(entry)
+            facts = reusable_case(self.out, entry.case, origin)
+            if facts:
+                return CaseResult(entry, facts, "", wrote=False)
+            scan = read_scan(entry.image, self.modality, self.source.axis)
+            mask = read_mask(entry.mask, scan, self.labels) if entry.mask else None
+        except UserError as error:
+            return CaseResult(entry, None, str(error), wrote=False)
+        # From the first changed case until its manifest is written again, this is no complete store.
+        (self.out / MANIFEST_FILE).unlink(missing_ok=True)
+        window_hu = self.source.window_hu
+        facts = write_case(self.out, entry.case, scan, mask, origin=origin, window_hu=window_hu)
+        return CaseResult(entry, facts, "", wrote=True)
+
+    def _origin(self, entry: Entry) -> Origin:
+        try:
+            mask_sha256 = sha256_file(entry.mask) if entry.mask else ""
+            return Origin(sha256_file(entry.image), mask_sha256, self.settings_sha256())
+        except FileNotFoundError as error:
+            raise UserError(f"There is no file {error.filename}.") from None
+        except OSError as error:
+            raise UserError(f"{error.filename} cannot be read: {error.strerror}.") from None
+
+
+def prepare(settings: PrepareConfig, run: Run | None = None) -> PrepareSummary:
+    """Write the slice store, or bring the one in `settings.out` up to date.
+
+    `run` maps a function over items in whatever processes; by default in local ones.
+
+    Raises:
+        UserError: the source cannot be understood, no scan of it is usable, or a split stays empty.
+    """
+    out = settings.out.expanduser().absolute()
+    found = find_sources(settings.data, settings.name)
+    # Splits that cannot be filled even if every scan is usable are refused before hours of reading.
+    split_patients((entry.patient for entry in found.entries if entry.mask), settings.split)
+    task = _CaseTask(out, settings.data, found.labels, found.modality)
+    results = _in_order_of_cases(run or local_map(settings.workers), task, found.entries)
+    prepared = [(result.entry, result.facts) for result in results if result.facts]
+    rejected = [
+        *found.rejected,
+        *((result.entry.source, result.reason) for result in results if not result.facts),
+    ]
+    if not prepared:
+        raise UserError(f"None of the {len(results)} scans can be used. The first one: {rejected[0][1]}")
+    splits, left_out = _split_cases(prepared, settings.split)
+    rejected += left_out
+    index = _index(prepared, splits)
+    removed = _remove_stale(out, {facts.case for _, facts in prepared})
+    files = {name: digest for _, facts in prepared for name, digest in files_of(out, facts).items()}
+    files |= _write_rejected(out, rejected)
+    digest = write_index(out, settings.name, found.labels, index, files)
+    wrote = sum(result.wrote for result in results)
+    return PrepareSummary(digest, len(splits), len(index), len(rejected), wrote, removed)
+
+
+def _in_order_of_cases(run: Run, task: _CaseTask, entries: list[Entry]) -> list[CaseResult]:
+    """Results arrive in any order; sorted, nothing downstream depends on the number of workers."""
+    results = with_progress(run(task, entries), len(entries), "prepare", "case")
+    return sorted(results, key=lambda result: result.entry.case)
+
+
+_Prepared = list[tuple[Entry, CaseFacts]]
+
+
+def _split_cases(
+    prepared: _Prepared, settings: SplitConfig
+) -> tuple[dict[str, tuple[str, str]], list[tuple[str, str]]]:
+    """(patient, split) of each case, and the (source, reason) of those that may be in none.
+
+    Unlabelled scans belong to the pool. Those of a patient in another split are left out: what is
+    tested on must not be pretrained on, and a patient is in one split only.
+    """
+    images = {facts.case: facts.image_sha256 for _, facts in prepared}
+    patients = one_patient_per_image({entry.case: entry.patient for entry, _ in prepared}, images)
+    by_patient = split_patients((patients[entry.case] for entry, _ in prepared if entry.mask), settings)
+    splits, left_out = {}, []
+    for entry, _ in prepared:
+        patient = patients[entry.case]
+        split = by_patient.get(patient, "pool")
+        if entry.mask or split == "pool":
+            splits[entry.case] = (patient, split)
+        else:
+            left_out.append((entry.source, f"Has no mask, and its patient is in the split {split}."))
+    return splits, left_out
+
+
+def _index(prepared: _Prepared, splits: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
+    rows = [row for entry, facts in prepared if facts.case in splits for row in _rows(entry, facts, splits)]
+    index = pd.DataFrame(rows, columns=list(INDEX_COLUMNS))
+    return index.astype({"foreground_fraction": float}).sort_values(by=["case", "z"], ignore_index=True)
+
+
+def _rows(entry: Entry, facts: CaseFacts, splits: Mapping[str, tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    patient, split = splits[facts.case]
+    of_case = {
+        "case": facts.case,
+        "patient": patient,
+        "split": split,
+        "modality": facts.modality,
+        **dict(zip(("num_slices", "height", "width"), facts.shape, strict=True)),
+        **dict(zip(("spacing_z_mm", "spacing_y_mm", "spacing_x_mm"), facts.spacing_mm, strict=True)),
+        **dict(zip(("intensity_low", "intensity_high"), facts.intensity, strict=True)),
+        "source": entry.source,
+        "source_sha256": facts.source_sha256,
+        "mask_source": entry.mask_source,
+        "mask_source_sha256": facts.mask_source_sha256,
+        "image_sha256": facts.image_sha256,
+        "mask_sha256": facts.mask_sha256,
+    }
+    of_slices = zip(facts.content_fraction, facts.foreground_fraction, facts.labels, strict=True)
+    for z, (content, foreground, labels) in enumerate(of_slices):
+        of_slice = {"z": z, "content_fraction": content, "foreground_fraction": foreground, "labels": labels}
+        yield of_case | of_slice
+
+
+def _remove_stale(out: Path, cases: set[str]) -> int:
+    """Delete cases that the source has no more, and what killed calls left half-written."""
+    stale = [path.parent for path in (out / "cases").glob(f"*.zarr/{CASE_FILE}")]
+    stale = [folder for folder in stale if folder.name.removesuffix(".zarr") not in cases]
+    for folder in stale:
+        (out / MANIFEST_FILE).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+    for folder in (out / "cases").glob(".*.zarr.*.partial"):
+        shutil.rmtree(folder, ignore_errors=True)
+    return len(stale)
+
+
+def _write_rejected(out: Path, rejected: list[tuple[str, str]]) -> dict[str, str]:
+    """List the unusable files in rejected.csv, if there are any; returns its digest by its name."""
+    path = out / REJECTED_FILE
+    if not rejected:
+        path.unlink(missing_ok=True)
+        return {}
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([("source", "reason"), *sorted(rejected)])
+    content = text.getvalue().encode()
+    if not path.is_file() or path.read_bytes() != content:
+        write_bytes(path, content)
+    return {REJECTED_FILE: sha256_file(path)}

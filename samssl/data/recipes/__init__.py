@@ -1,0 +1,1 @@
+"""Recipes that lay data sets out as `prepare` reads them."""
