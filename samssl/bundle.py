@@ -100,7 +100,7 @@ def load_segmenter(path: Path) -> Any:
     if found != bundle.base_sha256:
         raise CheckpointError(
             f"The bundle {path} was made from base weights {bundle.base_sha256[:12]}, but "
-            f"{bundle.model.checkpoint or 'the random weights here'} are {found[:12]}. Put the right file there."
+            f"{bundle.model.checkpoint or 'the random weights here'} are {found[:12]}. Restore that file."
         )
     segmenter = build_segmenter(bundle.model, bundle.strategy, len(bundle.labels), bundle.seed)
     tuned = load_file(path / "tuned.safetensors")

@@ -70,9 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail("Interrupted. What is finished is kept; the same command goes on from there.", code=130)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        _fail(
-            f"{error.strerror or error}{where}. What is finished is kept; mend this and run the same command again."
-        )
+        _fail(f"{error.strerror or error}{where}. What is finished is kept; mend this and run it again.")
 
 
 def run_pipeline(stage: str) -> None:

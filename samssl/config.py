@@ -112,7 +112,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """A config (or nested mapping) as `{dotted name: value}`; lists stay values."""
-    tree = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    tree: Mapping[str, Any] = value if isinstance(value, Mapping) else asdict(value)
     flat: dict[str, Any] = {}
     for name, item in tree.items():
         if isinstance(item, Mapping) and item:

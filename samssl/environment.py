@@ -8,7 +8,22 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = "samssl torch torchvision segment-anything ray peft monai mlflow lightly nibabel numpy scipy zarr pandas".split()
+PACKAGES = [
+    "samssl",
+    "torch",
+    "torchvision",
+    "segment-anything",
+    "ray",
+    "peft",
+    "monai",
+    "mlflow",
+    "lightly",
+    "nibabel",
+    "numpy",
+    "scipy",
+    "zarr",
+    "pandas",
+]
 
 
 @cache

@@ -12,7 +12,7 @@ from samssl.bundle import load_segmenter, read_bundle
 from samssl.config import UserError, config
 from samssl.data.slices import SliceStore
 from samssl.files import written_aside
-from samssl.metrics import case_dice
+from samssl.metrics import case_dice, label_dice
 from samssl.predict import score_case, segment_cases
 from samssl.statistics import Interval, mean_interval
 
@@ -42,16 +42,12 @@ class Evaluation:
 
     def metrics(self, split: str) -> dict[str, float]:
         """The scores by metric name."""
-        by_label = self.table.groupby("label")["dice"].mean()
-        names = {
-            f"{split}/dice_{str(label).replace(' ', '_')}": float(dice) for label, dice in by_label.items()
-        }
         return {
             f"{split}/dice": self.interval.mean,
             f"{split}/dice_ci95_low": self.interval.low,
             f"{split}/dice_ci95_high": self.interval.high,
             f"{split}/cases": float(self.interval.cases),
-            **names,
+            **label_dice(self.table, f"{split}/dice"),
         }
 
 

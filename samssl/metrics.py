@@ -25,7 +25,7 @@ class LabelDice(TypedDict):
 def dice_per_label(
     prediction: Integer[np.ndarray, "Z H W"], reference: Integer[np.ndarray, "Z H W"], num_labels: int
 ) -> list[LabelDice]:
-    """Dice of every label 1 .. `num_labels` - 1 (`num_labels` counts the background, as `len(store.labels)`).
+    """Dice of every label 1 .. `num_labels` - 1; `num_labels` counts the background, label 0.
 
     Dice is NaN where the reference lacks the label, whatever was predicted: such a label is left out of
     means, and its predicted voxels are reported as a false positive instead.
@@ -55,6 +55,14 @@ def case_dice(table: pd.DataFrame) -> pd.Series:
     A case whose reference holds no label at all has no Dice and is absent from the result.
     """
     return table.groupby("case")["dice"].mean().dropna()
+
+
+def label_dice(table: pd.DataFrame, prefix: str) -> dict[str, float]:
+    """Mean Dice over cases by label, as metric names: `{prefix}_{label with underscores}`."""
+    means: pd.Series = table.groupby("label")["dice"].mean()
+    return {
+        f"{prefix}_{str(label).replace(' ', '_')}": float(dice) for label, dice in means.to_dict().items()
+    }
 
 
 def _overlap_counts(

@@ -46,13 +46,16 @@ def segment_cases(
 def score_cases(
     segmenter: nn.Module, store: SliceStore, cases: Iterable[str], image_size: int, device: torch.device
 ) -> pd.DataFrame:
-    """One row per case and label: case, patient, label, label_id, dice, reference_voxels, predicted_voxels."""
+    """The rows of `score_case` for every case."""
     scored = segment_cases(segmenter, store, cases, image_size, device)
     return pd.concat([score_case(store, case, prediction) for case, prediction in scored], ignore_index=True)
 
 
 def score_case(store: SliceStore, case: str, prediction: Integer[np.ndarray, "Z H W"]) -> pd.DataFrame:
-    """The rows of one case; Dice is NaN where the reference lacks the label."""
+    """One row a label: case, patient, label, label_id, dice, reference_voxels, predicted_voxels.
+
+    Dice is NaN where the reference lacks the label.
+    """
     reference = store.mask(case)
     assert reference is not None, f"case {case} has no reference mask"
     rows = pd.DataFrame(dice_per_label(prediction, reference, max(store.labels) + 1))

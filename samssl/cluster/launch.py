@@ -16,6 +16,7 @@ os.environ.setdefault(
 
 import numpy as np
 import ray
+import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
@@ -187,7 +188,7 @@ def _scaling(resources: ResourcesConfig) -> ray.train.ScalingConfig:
         if amount > available.get(kind, 0):
             raise UserError(
                 f"The run asks for {amount} {kind}s ({resources.workers} workers), but the cluster has "
-                f"{available.get(kind, 0):g}. Change resources.workers, resources.cpus_per_worker or resources.use_gpu."
+                f"{available.get(kind, 0):g}. Change workers, cpus_per_worker or use_gpu of `resources`."
             )
     return ray.train.ScalingConfig(
         num_workers=resources.workers,

@@ -59,7 +59,8 @@ def stage(
     """Open the folder `config.out` for one stage; `inputs` maps roles to digests.
 
     Started again after an interruption it continues the same MLflow run; after success it says so and
-    sets `done`, unless it is to run `always` because only its work can tell. An exception marks the run FAILED (Ctrl-C: KILLED) and leaves no `finished` behind.
+    sets `done`, unless it is to run `always` because only its work can tell. An exception marks the run
+    FAILED (Ctrl-C: KILLED) and leaves no `finished` behind.
 
     Raises:
         UserError: the folder holds the run of another configuration or of other inputs.

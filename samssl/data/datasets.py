@@ -92,7 +92,7 @@ class LabelledSlices(_Slices):
         super().__init__(store, rows, image_size)
         self.augment = augment
         self.move = v2.RandomAffine(
-            degrees=augment.degrees,
+            degrees=(-augment.degrees, augment.degrees),
             translate=(augment.translate, augment.translate),
             scale=(1 - augment.scale, 1 + augment.scale),
             interpolation=v2.InterpolationMode.BILINEAR,

@@ -1,0 +1,1 @@
+"""SAM, its weights, and what fine-tuning adds to it."""

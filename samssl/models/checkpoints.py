@@ -118,5 +118,5 @@ def _likely_variant(weights: Mapping[str, Tensor]) -> str:
     widths = {128: "micro", 768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
     position = weights.get("image_encoder.pos_embed")
     if position is None or position.ndim != 4 or position.shape[-1] not in widths:
-        return "\nIt does not look like a SAM checkpoint; keys should begin with image_encoder., prompt_encoder., mask_decoder."
+        return "\nIt is no SAM checkpoint: keys begin with image_encoder., prompt_encoder. and mask_decoder. there."
     return f"\nIts encoder is as wide as {widths[position.shape[-1]]}: check model.variant."

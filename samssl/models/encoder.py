@@ -46,13 +46,13 @@ def token_grid(encoder: ImageEncoderViT, images: Tensor) -> tuple[int, int]:
 
 def patch_side(encoder: ImageEncoderViT) -> int:
     """Side of one patch in pixels."""
-    return encoder.patch_embed.proj.kernel_size[0]
+    return int(encoder.patch_embed.proj.kernel_size[0])
 
 
 def window_size(encoder: ImageEncoderViT) -> int:
     """Side in tokens of the attention windows, the same in every windowed block."""
-    sizes = {block.window_size for block in encoder.blocks if block.window_size}
-    assert len(sizes) == 1, f"blocks with windows of {sorted(sizes)} tokens"
+    sizes = {block.window_size for block in encoder.blocks if isinstance(block, Block) and block.window_size}
+    assert len(sizes) == 1, f"blocks with windows of {sizes} tokens"
     return sizes.pop()
 
 

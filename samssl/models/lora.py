@@ -58,13 +58,13 @@ def keep_keys_frozen(model: nn.Module) -> None:
     """Mask the gradient of every fused qkv update so that half of it drives q and half drives v."""
     for name, module in model.named_modules():
         if name.endswith("attn.qkv") and hasattr(module, "lora_B"):
-            weight = module.lora_B[ADAPTER].weight  # pyright: ignore[reportIndexIssue]
+            weight = module.get_submodule(f"lora_B.{ADAPTER}").get_parameter("weight")
             mask = fused_mask(weight)
             weight.register_hook(lambda gradient, mask=mask: gradient * mask.to(gradient))
 
 
 def fused_mask(weight: Tensor) -> Tensor:
-    """1 where B [3 * D, 2 * rank] of a fused qkv is trained: q rows by the first half, v rows by the second."""
+    """1 where B [3 * D, 2 * rank] of a fused qkv is trained: q rows by its first half, v by its second."""
     width, rank = weight.shape[0] // 3, weight.shape[1] // 2
     mask = torch.zeros_like(weight)
     mask[:width, :rank] = 1

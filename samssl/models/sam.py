@@ -26,9 +26,9 @@ class ModelConfig:
     """Which SAM, and the weights it starts from."""
 
     variant: Variant = "vit_b"
-    """`vit_b`, `vit_l`, `vit_h` as Meta published them, or `micro`: the same classes, small enough for a laptop."""
+    """`vit_b`, `vit_l`, `vit_h` as Meta published them; `micro`: the same classes, fit for a laptop."""
     checkpoint: Path | None = None
-    """SAM-format weights (.pth or .safetensors). Without them the weights are drawn at random from `init_seed`."""
+    """SAM-format weights (.pth or .safetensors); null draws them at random from `init_seed`."""
     init_seed: Count = 0
     """Seed of the random weights, used only where `checkpoint` is null."""
     image_size: Annotated[int, Ge(8)] = 1024

@@ -23,7 +23,7 @@ class StrategyConfig:
 
 
 def head_modules(num_classes: int) -> list[str]:
-    """The parts of the decoder that are shaped by the classes or draw the masks; they train in every strategy."""
+    """What of the decoder is shaped by the classes or draws the masks; trained in every strategy."""
     hypernetworks = [f"mask_decoder.output_hypernetworks_mlps.{label}" for label in range(num_classes)]
     return ["mask_decoder.mask_tokens", "mask_decoder.output_upscaling", *hypernetworks]
 

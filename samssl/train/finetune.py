@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from samssl.config import Count, Fraction, NonNegative, UserError, config
@@ -12,7 +11,7 @@ from samssl.data.datasets import AugmentConfig, LabelledSlices, rows_of
 from samssl.data.slices import SliceStore
 from samssl.data.splits import few_shot
 from samssl.losses import dice_and_cross_entropy
-from samssl.metrics import case_dice
+from samssl.metrics import case_dice, label_dice
 from samssl.models.lora import count_trained
 from samssl.models.sam import ModelConfig
 from samssl.models.strategies import StrategyConfig, build_segmenter
@@ -121,9 +120,5 @@ class CaseDice:
         table = score_cases(
             self.segmenter, self.store, self.cases, self.config.model.image_size, self.context.device
         )
-        by_label = table.groupby("label")["dice"].mean()
         score = float(case_dice(table).mean())
-        metrics = {
-            f"val/dice_{str(label).replace(' ', '_')}": float(dice) for label, dice in by_label.items()
-        }
-        return Validation(score=score, metrics={"val/dice": score, **metrics})
+        return Validation(score=score, metrics={"val/dice": score, **label_dice(table, "val/dice")})

@@ -1,5 +1,8 @@
-"""The one training loop. Everything random in a step depends on the seed and the step alone, so a
-resumed run continues as if it had never stopped, and any number of workers sees the same batches."""
+"""The one training loop.
+
+Everything random in a step depends on the seed and the step alone, so a resumed run continues as if it
+had never stopped, and any number of workers sees the same batches.
+"""
 
 import functools
 import math

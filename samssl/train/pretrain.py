@@ -86,7 +86,7 @@ def pretrain(config: PretrainConfig, context: RunContext) -> State:
 
 
 def pretrained_sam(config: PretrainConfig, state: State) -> Sam:
-    """SAM as it was before pretraining, with the image encoder of `state`; prompt encoder and decoder unchanged."""
+    """SAM as before pretraining, but with the image encoder of `state`."""
     sam = build_sam(config.model)
     prefix = "image_encoder."
     encoder = {
