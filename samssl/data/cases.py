@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer, Shaped
@@ -121,10 +122,7 @@ def reusable_case(root: Path, case: str, origin: Origin) -> CaseFacts | None:
     """The facts of the case as it is stored, if it was made of `origin` and all its files are whole."""
     folder = case_folder(root, case)
     try:
-        content = unseal((folder / CASE_FILE).read_bytes())
-        facts = CaseFacts(
-            **content | {name: tuple(content[name]) for name in ("shape", "spacing_mm", "intensity")}
-        )
+        facts = _read_facts(folder / CASE_FILE)
         stored = Origin(facts.source_sha256, facts.mask_source_sha256, facts.settings_sha256)
         found = {path.relative_to(folder).as_posix(): sha256_file(path) for path in files_below(folder)}
     except (OSError, TypeError, ValueError, KeyError):
@@ -139,6 +137,12 @@ def files_of(root: Path, facts: CaseFacts) -> Mapping[str, str]:
     prefix = folder.relative_to(root).as_posix()
     own = {f"{prefix}/{CASE_FILE}": sha256_file(folder / CASE_FILE)}
     return own | {f"{prefix}/{name}": digest for name, digest in facts.files.items()}
+
+
+def _read_facts(path: Path) -> CaseFacts:
+    content = unseal(path.read_bytes())
+    tuples: dict[str, Any] = {name: tuple(content[name]) for name in ("shape", "spacing_mm", "intensity")}
+    return CaseFacts(**(content | tuples))
 
 
 def _foreground_fractions(mask: np.ndarray | None, num_slices: int) -> list[float | None]:
