@@ -9,6 +9,7 @@ the percentile interval, at equal cost. Either is too narrow for few cases (with
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -107,7 +108,8 @@ def _wilcoxon_p(difference: Float[np.ndarray, " cases"]) -> float:
         return 1.0
     from scipy.stats import wilcoxon
 
-    return float(wilcoxon(difference).pvalue)
+    result: Any = wilcoxon(difference)  # SciPy's decorator hides its type
+    return float(result.pvalue)
 
 
 def _finite(values: Sequence[float] | Float[np.ndarray, " cases"]) -> Float[np.ndarray, " cases"]:

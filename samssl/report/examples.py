@@ -1,0 +1,165 @@
+"""The best, the median and the worst case as pictures: reference and predictions over the image."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Integer, Num
+
+from samssl.config import UserError
+from samssl.data.slices import SliceStore
+from samssl.report.figures import label_color, marked, overlay
+from samssl.report.study import Evaluation, Study
+from samssl.report.verdict import arm_name
+
+LabelSlice = Integer[np.ndarray, "H W"]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of an example."""
+
+    title: str
+    uri: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """One case: above the labels of reference and predictions, below the image and where each is wrong."""
+
+    rank: str
+    case: str
+    dice: Mapping[str, float]
+    """Arm -> Dice of the whole volume."""
+    z: int
+    num_slices: int
+    above: tuple[Panel, ...]
+    below: tuple[Panel, ...]
+
+
+def open_store(folder: Path) -> tuple[SliceStore | None, str]:
+    """The study's slice store, or None and the sentence that says why there is none."""
+    if not folder.is_dir():
+        return None, "The study folder holds no slice store, so no scans can be shown."
+    try:
+        return SliceStore(folder), ""
+    except UserError as error:
+        return None, f"The slice store cannot be read, so no scans are shown. {error}"
+
+
+def legend(store: SliceStore) -> dict[str, str]:
+    """Label name -> its colour in the overlays."""
+    return {name: label_color(label) for label, name in store.labels.items() if label}
+
+
+def make_examples(
+    study: Study, summary: Mapping[str, Any], arms: list[str], store: SliceStore
+) -> list[Example]:
+    """Best, median and worst case of the treatment (of the first of `arms`, where nothing is compared)."""
+    if paired := summary["paired"]:
+        pictured, per_case, seed = (
+            [paired["treatment"], paired["baseline"]],
+            paired["per_case"],
+            paired["seeds"][0],
+        )
+    else:
+        pictured, seed = arms[:1], next(iter(study.evaluations[arms[0]]))
+        per_case = {case: {arms[0]: dice} for case, dice in summary["arms"][arms[0]]["per_case"].items()}
+    evaluations = {arm_name(arm): study.evaluations[arm][seed] for arm in pictured}
+    chosen = choose_cases({case: dice[pictured[0]] for case, dice in per_case.items()})
+    made = (
+        make_example(rank, case, per_case[case], store, study.root, evaluations)
+        for rank, case in chosen.items()
+    )
+    return [example for example in made if example]
+
+
+def choose_cases(dice: Mapping[str, float]) -> dict[str, str]:
+    """`{"Best": case, "Median": case, "Worst": case}` by Dice; fewer where there are fewer cases."""
+    ordered = sorted(dice, key=lambda case: (-dice[case], case))
+    if len(ordered) < 3:
+        return dict(zip(("Best", "Worst"), ordered, strict=False))
+    return {"Best": ordered[0], "Median": ordered[len(ordered) // 2], "Worst": ordered[-1]}
+
+
+def make_example(
+    rank: str,
+    case: str,
+    dice: Mapping[str, float],
+    store: SliceStore,
+    root: Path,
+    evaluations: Mapping[str, Evaluation],
+) -> Example | None:
+    """The pictures of one case in the slice with most reference foreground, one column an evaluation.
+
+    None where the store cannot show the case; an arm that kept no prediction of it is left out.
+    """
+    try:
+        reference, info = store.mask(case), store.info(case)
+    except UserError:
+        return None
+    if reference is None:
+        return None
+    z = int((reference > 0).sum(axis=(1, 2)).argmax())
+    found = {name: read_prediction(root / ran.stage.folder, case, z) for name, ran in evaluations.items()}
+    labels = {"Reference": reference[z]}
+    labels |= {
+        name: seen for name, seen in found.items() if seen is not None and seen.shape == reference[z].shape
+    }
+    window = crop_around(labels.values())
+    image = scale(store.image_slice(case, z), info)[window]
+    aspect = float(info["spacing_y_mm"] / info["spacing_x_mm"])
+    where = f"slice {z + 1} of case {case}"
+    above = tuple(
+        Panel(name, overlay(image, seen[window], aspect), f"Labels of {name} over {where}")
+        for name, seen in labels.items()
+    )
+    nothing = np.zeros(image.shape, dtype=bool)
+    below = [Panel("Image", marked(image, nothing, aspect), f"The image alone, {where}")]
+    for name in list(labels)[1:]:
+        drawn = marked(image, (labels[name] != labels["Reference"])[window], aspect)
+        below.append(
+            Panel(f"{name}: differences", drawn, f"Where {name} differs from the reference, {where}")
+        )
+    return Example(rank, case, dice, z, len(reference), above, tuple(below))
+
+
+def read_prediction(folder: Path, case: str, z: int) -> LabelSlice | None:
+    """Slice `z` of a case's predicted labels, or None where the evaluation kept no such array."""
+    import zarr
+    import zarr.errors
+
+    try:
+        array = zarr.open_array(folder / "predictions.zarr" / case, mode="r")
+        return np.asarray(array[z])
+    except (OSError, zarr.errors.BaseZarrError, IndexError):
+        return None
+
+
+def scale(image: Num[np.ndarray, "H W"], info: pd.Series) -> Float[np.ndarray, "H W"]:
+    """Native units to [0, 1] by the case's own display window."""
+    low, high = float(info["intensity_low"]), float(info["intensity_high"])
+    return np.clip((image.astype(np.float32) - low) / max(high - low, 1e-6), 0, 1)
+
+
+def crop_around(masks: Iterable[LabelSlice], margin: float = 0.4) -> tuple[slice, slice]:
+    """Rows and columns of all foreground, widened on each side by `margin` of its extent.
+
+    Small structures would be a speck in the whole field of view; at least a third of it stays visible.
+    """
+    foreground = np.any([mask > 0 for mask in masks], axis=0)
+    return (_widened(foreground.any(axis=1), margin), _widened(foreground.any(axis=0), margin))
+
+
+def _widened(occupied: Bool[np.ndarray, " N"], margin: float) -> slice:
+    size, (indices,) = len(occupied), np.nonzero(occupied)
+    if not len(indices):
+        return slice(0, size)
+    first, last = int(indices[0]), int(indices[-1]) + 1
+    length = min(size, max(round((last - first) * (1 + 2 * margin)), -(-size // 3)))
+    start = min(max(0, (first + last - length) // 2), size - length)
+    return slice(start, start + length)

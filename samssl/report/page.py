@@ -1,0 +1,122 @@
+"""The report stage: a study folder -> `report.html`, a page that stands alone, and `summary.json`."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from samssl.config import config
+from samssl.files import write_json, write_text
+from samssl.report import verdict as words
+from samssl.report.study import Study, read_study
+from samssl.report.summary import summarize
+
+
+@config
+class ReportConfig:
+    """What to report on."""
+
+    study: Path
+    """Folder of the study, as `samssl study` wrote it."""
+    out: Path | None = None
+    """Folder for report.html and summary.json; null: the study folder itself."""
+    baseline: str = "no_ssl"
+    """Arm that the comparison starts from."""
+    treatment: str = "ssl"
+    """Arm that is compared with the baseline."""
+
+    def __post_init__(self) -> None:
+        """Check the fields against each other."""
+        if self.baseline == self.treatment:
+            raise ValueError(f"baseline and treatment are both '{self.treatment}'; name two different arms")
+
+
+def write_report(config: ReportConfig) -> Path:
+    """Write `summary.json` and `report.html`; returns the path of the page.
+
+    Raises:
+        UserError: when the study folder holds no finished evaluation.
+    """
+    study = read_study(config.study)
+    summary = summarize(study, config.baseline, config.treatment)
+    out = config.out or config.study
+    page = render(study, summary, config)
+    write_json(out / "summary.json", summary)
+    write_text(out / "report.html", page)
+    return out / "report.html"
+
+
+def render(study: Study, summary: dict[str, Any], config: ReportConfig) -> str:
+    """The whole page as text. Every number in it comes from `summary`."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from samssl.report import charts, examples  # matplotlib only when a page is made
+
+    filters = (words.number, words.signed, words.p_value, words.arm_name, duration, machine, short)
+    environment = Environment(
+        loader=PackageLoader("samssl", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {function.__name__: function for function in filters}
+    store, store_note = examples.open_store(study.root / "store")
+    arms = _shown_arms(summary, config)
+    return environment.get_template("report.html").render(
+        summary=summary,
+        study_path=config.study.as_posix(),
+        dataset=store.name if store else "",
+        verdict=words.verdict(summary),
+        caveats=words.caveats(summary),
+        arms=arms,
+        machines=_machines(summary["stages"]),
+        charts=charts.result_charts(summary, arms),
+        curves=charts.training_curves(study, arms),
+        reconstructions=charts.reconstructions(study),
+        examples=examples.make_examples(study, summary, arms, store) if store else [],
+        legend=examples.legend(store) if store else {},
+        store_note=store_note,
+    )
+
+
+def duration(seconds: float | None) -> str:
+    """`42 s`, `3 min 5 s`, `2 h 10 min`, or a dash."""
+    if seconds is None:
+        return words.DASH
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return (
+        f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+    )
+
+
+def machine(hardware: Mapping[str, Any]) -> str:
+    """`Xeon, 2 cores, 23.5 GiB memory, 2 x H100` from a stage's hardware; empty where nothing is known."""
+    gpus = Counter(hardware.get("gpus") or ())
+    parts = [
+        str(hardware.get("processor") or ""),
+        f"{hardware['cores']} cores" if hardware.get("cores") else "",
+        f"{hardware['memory_gib']} GiB memory" if hardware.get("memory_gib") else "",
+        *(f"{count} x {gpu}" for gpu, count in gpus.items()),
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def short(digest: str) -> str:
+    """The first ten characters of a SHA-256; whatever is not one stays whole."""
+    return digest[:10] if re.fullmatch("[0-9a-f]{32,64}", digest) else digest
+
+
+def _machines(stages: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Each different machine with a letter: `{"Xeon, 2 cores": "A"}`."""
+    texts = dict.fromkeys(text for stage in stages if (text := machine(stage["hardware"])))
+    return {text: chr(ord("A") + index % 26) for index, text in enumerate(texts)}
+
+
+def _shown_arms(summary: Mapping[str, Any], config: ReportConfig) -> list[str]:
+    """Treatment, baseline, then every further arm."""
+    first = [arm for arm in (config.treatment, config.baseline) if arm in summary["arms"]]
+    return first + [arm for arm in summary["arms"] if arm not in first]

@@ -1,0 +1,76 @@
+"""Which cases and which part of them the report shows."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import zarr
+
+from samssl.data.slices import SliceStore
+from samssl.report.examples import choose_cases, crop_around, make_example, read_prediction, scale
+from samssl.report.study import read_study
+from tests.report.conftest import StudyWriter
+
+
+@pytest.mark.parametrize(
+    ("dice", "chosen"),
+    [
+        ({"a": 0.1, "b": 0.9, "c": 0.5}, {"Best": "b", "Median": "c", "Worst": "a"}),
+        ({"b": 0.5, "a": 0.5, "c": 0.5, "d": 0.2}, {"Best": "a", "Median": "c", "Worst": "d"}),
+        ({"a": 0.1, "b": 0.9}, {"Best": "b", "Worst": "a"}),
+        ({"a": 0.1}, {"Best": "a"}),
+    ],
+)
+def test_cases_are_chosen_by_dice(dice: dict[str, float], chosen: dict[str, str]) -> None:
+    assert choose_cases(dice) == chosen
+
+
+def test_crop_holds_all_foreground_and_a_margin() -> None:
+    masks = np.zeros((2, 100, 100), np.uint8)
+    masks[0, 10:30, 40:60] = 1
+    masks[1, 20:50, 40:60] = 2
+    rows, columns = crop_around(masks)
+    # Rows 10 to 50 and 40 % of 40 on each side would start below 0: the window slides inside. Columns are
+    # 20 and 8 on each side, 36 in all.
+    assert (rows, columns) == (slice(0, 72), slice(32, 68))
+
+
+def test_crop_keeps_a_third_of_the_view_and_all_of_it_without_foreground() -> None:
+    mask = np.zeros((90, 90), np.uint8)
+    assert crop_around([mask]) == (slice(0, 90), slice(0, 90))
+    mask[88, 45] = 1
+    assert crop_around([mask]) == (slice(60, 90), slice(30, 60))
+
+
+def test_scale_uses_the_window_of_the_case() -> None:
+    info = pd.Series({"intensity_low": -160.0, "intensity_high": 240.0})
+    image = np.array([[-1000, 40, 3000]], np.int16)
+    np.testing.assert_allclose(scale(image, info), [[0, 0.5, 1]])
+
+
+def test_prediction_that_is_not_there(tmp_path: Path) -> None:
+    assert read_prediction(tmp_path, "a", 0) is None
+    zarr.create_array(tmp_path / "predictions.zarr" / "a", shape=(2, 3, 4), dtype="uint8")[:] = 7
+    assert read_prediction(tmp_path, "a", 2) is None
+    np.testing.assert_array_equal(read_prediction(tmp_path, "a", 1), np.full((3, 4), 7))
+
+
+def test_example_shows_the_slice_with_most_foreground(study: StudyWriter, store: SliceStore) -> None:
+    case = store.cases("test")[0]
+    folder = study.evaluation("ssl", 0, {case: 0.5})
+    evaluations = {"SSL": read_study(study.root).evaluations["ssl"][0]}
+    example = make_example("Best", case, {"ssl": 0.5}, store, study.root, evaluations)
+    assert example
+    assert (example.z, example.num_slices) == (1, 3)
+    # Without a prediction there is the reference and the image; with one, a column more.
+    assert [panel.title for panel in example.above + example.below] == ["Reference", "Image"]
+    zarr.create_array(folder / "predictions.zarr" / case, shape=(3, 12, 10), dtype="uint8")[:] = 1
+    example = make_example("Best", case, {"ssl": 0.5}, store, study.root, evaluations)
+    assert example
+    assert [panel.title for panel in example.above] == ["Reference", "SSL"]
+    assert [panel.title for panel in example.below] == ["Image", "SSL: differences"]
+
+
+def test_case_that_the_store_does_not_know(study: StudyWriter, store: SliceStore) -> None:
+    assert make_example("Best", "nobody", {}, store, study.root, {}) is None
