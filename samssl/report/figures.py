@@ -78,7 +78,7 @@ def paired_plot(baseline: pd.Series, treatment: pd.Series, intervals: Sequence[M
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        opacity = float(np.clip(12 / len(baseline), 0.15, 0.8))
+        opacity = float(np.clip(12 / len(baseline), 0.25, 0.8))
         for before, after in zip(baseline, treatment, strict=True):
             color = BLUE if after > before else VERMILLION if after < before else INK
             axes.plot([0, 1], [before, after], color=color, alpha=opacity, lw=1.1, marker="o", ms=3, mew=0)
@@ -105,8 +105,8 @@ def difference_plot(differences: pd.Series, interval: Sequence[float | None]) ->
             axes.axvspan(low, high, color=INK, alpha=0.12, lw=0)
         axes.axvline(float(ordered.mean()), color=INK, lw=1, ls=(0, (4, 3)))
         axes.axvline(0, color=INK, lw=0.8)
-        axes.hlines(rows, 0, ordered, colors=colors, lw=1.4)
-        axes.scatter(ordered, rows, c=colors, s=16, zorder=3)
+        axes.hlines(rows, 0, ordered, colors=colors, lw=min(1.4, 60 / len(ordered)))
+        axes.scatter(ordered, rows, c=colors, s=min(16, 500 / len(ordered)), zorder=3)
         named = len(ordered) <= 30
         axes.set_yticks(rows if named else [], [str(case) for case in ordered.index] if named else [])
         axes.tick_params("y", length=0, labelsize=7.5)

@@ -6,7 +6,7 @@ from typing import Any
 
 SIGNIFICANCE = 0.05
 FEW_CASES = 20
-DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+DASH, MINUS, NBSP = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{NO-BREAK SPACE}"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def verdict(summary: Mapping[str, Any]) -> Verdict:
         return Verdict(f"{treatment} and {baseline} gave exactly the same Dice on every case", f"{both}.")
     if low is None:
         return Verdict(f"One case cannot show whether {treatment} is better than {baseline}", f"{both}.")
-    interval = f"95 % interval {signed(low)} to {signed(high)}; {p_value(paired['wilcoxon_p'])}"
+    interval = f"95{NBSP}% interval {signed(low)} to {signed(high)}; {p_value(paired['wilcoxon_p'])}"
     detail = f"{both}, a difference of {signed(paired['mean_difference'])} ({interval}); {_changes(paired)}."
     return Verdict(_claim(paired, treatment, baseline), detail)
 
@@ -81,8 +81,8 @@ def signed(value: float | None) -> str:
 
 
 def p_value(value: float) -> str:
-    """`p = 0.012`, or `p < 0.001`."""
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+    """`p = 0.012`, or `p < 0.001`, unbroken at the end of a line."""
+    return (f"p = {value:.3f}" if value >= 0.001 else "p < 0.001").replace(" ", NBSP)
 
 
 def _claim(paired: Mapping[str, Any], treatment: str, baseline: str) -> str:
@@ -106,7 +106,7 @@ def _changes(paired: Mapping[str, Any]) -> str:
 
 def _single(arm: str, entry: Mapping[str, Any], kind: str) -> str:
     low, high = entry["ci95"]
-    interval = f" (95 % interval {number(low)} to {number(high)})" if low is not None else ""
+    interval = f" (95{NBSP}% interval {number(low)} to {number(high)})" if low is not None else ""
     mean = number(entry["test/dice"])
     return f"{arm_name(arm)} reached a mean Dice of {mean}{interval} on {_cases(entry['cases'], kind)}"
 

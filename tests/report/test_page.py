@@ -33,7 +33,7 @@ class Page(HTMLParser):
         self.feed(self.source)
         self.close()
         assert self._open == []
-        self.text = " ".join(" ".join(self.words).split())
+        self.text = " ".join(" ".join(self.words).replace("\N{NO-BREAK SPACE}", " ").split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags[tag] += 1
@@ -98,7 +98,7 @@ def test_numbers_on_the_page_are_those_of_the_summary(full: StudyWriter) -> None
         f"{signed(paired['mean_difference'])} {signed(low)} to {signed(high)} {paired['cases']} 2"
         in page.text
     )
-    assert p_value(paired["wilcoxon_p"]) in page.text
+    assert p_value(paired["wilcoxon_p"]) in page.source
     for case, dice in paired["per_case"].items():
         difference = signed(dice["ssl"] - dice["no_ssl"])
         assert f"{case} {number(dice['ssl'])} {number(dice['no_ssl'])} {difference}" in page.text

@@ -27,6 +27,10 @@ def summary(
     return {"simulated": False, "arms": {"ssl": entry, "no_ssl": entry}, "paired": paired | facts}
 
 
+def unbroken(text: str) -> str:
+    return text.replace("\N{NO-BREAK SPACE}", " ")
+
+
 @pytest.mark.parametrize(
     ("case", "claim"),
     [
@@ -47,7 +51,7 @@ def test_claim(case: dict[str, Any], claim: str) -> None:
 
 
 def test_detail_gives_the_numbers() -> None:
-    assert verdict(summary(0.02, 0.0104, 0.03, 0.0004)).detail == (
+    assert unbroken(verdict(summary(0.02, 0.0104, 0.03, 0.0004)).detail) == (
         "mean Dice 0.800 against 0.780 on the same 30 test cases, a difference of +0.020 "
         "(95 % interval +0.010 to +0.030; p < 0.001); 20 of 30 cases improved and 8 got worse."
     )
@@ -57,7 +61,7 @@ def test_one_arm_alone() -> None:
     case = summary(0.02, 0.01, 0.03, 0.001) | {"paired": None, "simulated": True}
     del case["arms"]["no_ssl"]
     assert verdict(case).claim == "There is no pair of arms to compare"
-    assert verdict(case).detail == (
+    assert unbroken(verdict(case).detail) == (
         "SSL reached a mean Dice of 0.800 (95 % interval 0.700 to 0.900) on 30 simulated test cases."
     )
 
@@ -82,4 +86,5 @@ def test_signed(value: float | None, text: str) -> None:
 
 
 def test_p_value() -> None:
-    assert (p_value(0.0123), p_value(0.00012), p_value(1.0)) == ("p = 0.012", "p < 0.001", "p = 1.000")
+    texts = [unbroken(p_value(value)) for value in (0.0123, 0.001, 0.00099, 1.0)]
+    assert texts == ["p = 0.012", "p = 0.001", "p < 0.001", "p = 1.000"]
