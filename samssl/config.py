@@ -156,7 +156,9 @@ def describe(cls: type, prefix: str = "") -> Iterator[Field]:
     docs = _field_docs(cls)
     for field in fields(cls):
         hint = hints[field.name]
-        group = next((part for part in (hint, *get_args(hint)) if is_dataclass(part)), None)
+        group = next(
+            (part for part in (hint, *get_args(hint)) if isinstance(part, type) and is_dataclass(part)), None
+        )
         if group is not None:
             yield from describe(group, f"{prefix}{field.name}.")  # pyright: ignore[reportArgumentType]
             continue

@@ -29,7 +29,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise CheckpointError(f"There is no checkpoint {path}. Check model.checkpoint.") from None
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"{path} cannot be read as model weights ({reason}). "
             "Give a file of plain tensors: a SAM .pth as Meta publishes it, or .safetensors."
@@ -118,5 +118,5 @@ def _likely_variant(weights: Mapping[str, Tensor]) -> str:
     widths = {128: "micro", 768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
     position = weights.get("image_encoder.pos_embed")
     if position is None or position.ndim != 4 or position.shape[-1] not in widths:
-        return "\nIt is no SAM checkpoint: keys begin with image_encoder., prompt_encoder. and mask_decoder. there."
+        return "\nIt is no SAM checkpoint: those have keys image_encoder., prompt_encoder. and mask_decoder."
     return f"\nIts encoder is as wide as {widths[position.shape[-1]]}: check model.variant."

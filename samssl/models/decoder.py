@@ -21,7 +21,7 @@ def decode_masks(
     image_pe: Float[Tensor, "1 C h w"],
     sparse_embeddings: Float[Tensor, "B prompts C"],
     dense_embeddings: Float[Tensor, "B C h w"],
-) -> tuple[Float[Tensor, "B M 4h 4w"], Float[Tensor, "B M"]]:
+) -> tuple[Float[Tensor, "B M H W"], Float[Tensor, "B M"]]:
     """One decoding per image: `low_res_logits` of all M mask tokens and their predicted IoU."""
     batch, _, height, width = image_embeddings.shape
     own_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
@@ -75,7 +75,7 @@ class AutomaticSam(nn.Module):
         self.prompt_encoder = sam.prompt_encoder
         self.mask_decoder = class_decoder(sam.mask_decoder, num_classes)
 
-    def forward(self, images: Float[Tensor, "B channels H W"]) -> Float[Tensor, "B classes 4h 4w"]:
+    def forward(self, images: Float[Tensor, "B channels H W"]) -> Float[Tensor, "B classes h w"]:
         """`low_res_logits` before softmax of images with intensities in [0, 1], at 4 x the token grid."""
         image_embeddings = encode_images(self.image_encoder, normalise(images))
         no_prompt = image_embeddings.new_zeros(len(images), 0, image_embeddings.shape[1])
