@@ -1,5 +1,6 @@
 """What tests share: a micro SAM whose position terms and biases are not zero, so that they count."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,34 +29,31 @@ def randomise(model: nn.Module) -> None:
             nn.init.normal_(parameter, std=0.3)
 
 
-@pytest.fixture
-def scans(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a small Decathlon-style data set and returns its folder."""
+def write_scans(root: Path, cases: int) -> Path:
+    """A small Decathlon-style data set: noisy boxes in boxes."""
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir(parents=True)
+    names = [f"scan_{number:03}.nii.gz" for number in range(cases)]
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    for number, name in enumerate(names):
+        generator = np.random.default_rng(number)
+        mask = np.zeros((24, 20, 6), np.uint8)
+        left, top = generator.integers(3, 9, 2)
+        mask[left : left + 8, top : top + 7, 1:5] = 1
+        mask[left + 2 : left + 6, top + 2 : top + 5, 2:4] = 2
+        image = generator.normal(100 + 80.0 * mask, 10).astype(np.float32)
+        nib.save(nib.Nifti1Image(image, affine), root / "imagesTr" / name)
+        nib.save(nib.Nifti1Image(mask, affine), root / "labelsTr" / name)
+    description = {
+        "modality": {"0": "MRI"},
+        "labels": {"0": "background", "1": "shell", "2": "core"},
+        "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names],
+        "test": [],
+    }
+    (root / "dataset.json").write_text(json.dumps(description))
+    return root
 
-    def write(cases: int = 8, shape: tuple[int, int, int] = (24, 20, 6)) -> Path:
-        import json
 
-        root = tmp_path / "scans"
-        for folder in ("imagesTr", "labelsTr"):
-            (root / folder).mkdir(parents=True, exist_ok=True)
-        for number in range(cases):
-            generator = np.random.default_rng(number)
-            mask = np.zeros(shape, np.uint8)
-            left, top = generator.integers(3, 9, 2)
-            mask[left : left + 8, top : top + 7, 1:5] = 1
-            mask[left + 2 : left + 6, top + 2 : top + 5, 2:4] = 2
-            image = generator.normal(100 + 80.0 * mask, 10).astype(np.float32)
-            affine = np.diag([1.0, 1.0, 2.0, 1.0])
-            nib.save(nib.Nifti1Image(image, affine), root / "imagesTr" / f"scan_{number:03}.nii.gz")
-            nib.save(nib.Nifti1Image(mask, affine), root / "labelsTr" / f"scan_{number:03}.nii.gz")
-        names = [f"scan_{number:03}.nii.gz" for number in range(cases)]
-        description = {
-            "modality": {"0": "MRI"},
-            "labels": {"0": "background", "1": "shell", "2": "core"},
-            "training": [{"image": f"./imagesTr/{n}", "label": f"./labelsTr/{n}"} for n in names],
-            "test": [],
-        }
-        (root / "dataset.json").write_text(json.dumps(description))
-        return root
-
-    return write
+@pytest.fixture(scope="session")
+def make_scans() -> Callable[..., Path]:
+    return write_scans

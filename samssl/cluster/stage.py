@@ -59,14 +59,15 @@ def stage(
     """Open the folder `config.out` for one stage; `inputs` maps roles to digests.
 
     Started again after an interruption it continues the same MLflow run; after success it says so and
-    sets `done`, unless it is to run `always` because only its work can tell. An exception marks the run
+    sets `done`, unless it is to run `always` because only its own work can tell what is left to do. An
+    exception marks the run
     FAILED (Ctrl-C: KILLED) and leaves no `finished` behind.
 
     Raises:
         UserError: the folder holds the run of another configuration or of other inputs.
     """
     out = Path(config.out)
-    record = _earlier(out, name, config, inputs)
+    record = _read_record(out) if always else _earlier(out, name, config, inputs)
     run = _open(name, record, place)
     if record and record["status"] == "finished" and not always:
         run.end("FINISHED")

@@ -20,6 +20,8 @@ class StrategyConfig:
     """Whether the image encoder is adapted too, or the mask decoder only."""
     lora: LoraConfig = LoraConfig()
     """Used where `method` is lora."""
+    train_neck: bool = False
+    """With LoRA in the encoder, train its neck (two convolutions after the blocks) too."""
 
 
 def head_modules(num_classes: int) -> list[str]:
@@ -43,9 +45,9 @@ def apply_strategy(model: AutomaticSam, strategy: StrategyConfig, num_classes: i
     """
     model.requires_grad_(False)
     if strategy.method == "lora":
-        return inject_lora(
-            model, strategy.lora, head_modules(num_classes), in_encoder=strategy.scope == "encoder_decoder"
-        )
+        in_encoder = strategy.scope == "encoder_decoder"
+        neck = ["image_encoder.neck"] if in_encoder and strategy.train_neck else []
+        return inject_lora(model, strategy.lora, [*head_modules(num_classes), *neck], in_encoder=in_encoder)
     model.mask_decoder.requires_grad_(True)
     model.mask_decoder.iou_prediction_head.requires_grad_(False)
     model.image_encoder.requires_grad_(strategy.scope == "encoder_decoder")
