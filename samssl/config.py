@@ -12,7 +12,7 @@ import inspect
 import json
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
@@ -51,7 +51,18 @@ def load_config(cls: type[T], path: Path | None, overrides: Mapping[str, Any]) -
     tree = read_yaml(path) if path else {}
     for name, value in overrides.items():
         _set_dotted(tree, name, value)
-    return build_config(cls, tree, source=str(path) if path else "the command line")
+    return absolute_paths(build_config(cls, tree, source=str(path) if path else "the command line"))
+
+
+def absolute_paths(value: T) -> T:
+    """`value` with every path in it made absolute: workers run in folders of their own."""
+    if isinstance(value, Path):
+        return value.expanduser().absolute()
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    return replace(
+        value, **{field.name: absolute_paths(getattr(value, field.name)) for field in fields(value)}
+    )
 
 
 def build_config(cls: type[T], tree: Mapping[str, Any], source: str) -> T:

@@ -56,7 +56,7 @@ def write(tmp_path: Path, text: str) -> Path:
 def test_overrides_change_one_field_and_leave_its_siblings(tmp_path: Path) -> None:
     path = write(tmp_path, "out: here\noptim: {schedule: poly}\n")
     loaded = load_config(Outer, path, parse_overrides(["optim.lr=3e-4", "seeds=[1, 2]"]))
-    assert loaded == Outer(out=Path("here"), optim=Refined(lr=3e-4, schedule="poly"), seeds=(1, 2))
+    assert loaded == Outer(out=Path("here").absolute(), optim=Refined(lr=3e-4, schedule="poly"), seeds=(1, 2))
 
 
 def test_a_partly_given_group_keeps_the_defaults_of_its_stage(tmp_path: Path) -> None:
@@ -104,6 +104,6 @@ def test_every_leaf_is_described_with_type_default_and_meaning() -> None:
 
 
 def test_yaml_round_trip(tmp_path: Path) -> None:
-    value = Outer(out=Path("here"), seeds=(3, 4))
+    value = Outer(out=tmp_path, seeds=(3, 4))
     assert load_config(Outer, write(tmp_path, dump_yaml(value)), {}) == value
     assert flatten(value)["optim.lr"] == 5e-2

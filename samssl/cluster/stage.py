@@ -60,8 +60,7 @@ def stage(
 
     Started again after an interruption it continues the same MLflow run; after success it says so and
     sets `done`, unless it is to run `always` because only its own work can tell what is left to do. An
-    exception marks the run
-    FAILED (Ctrl-C: KILLED) and leaves no `finished` behind.
+    exception marks the run FAILED (Ctrl-C: KILLED) and leaves no `finished` behind.
 
     Raises:
         UserError: the folder holds the run of another configuration or of other inputs.
@@ -77,6 +76,8 @@ def stage(
     _write_start(out, name, config, inputs, place, run)
     run.log_params(flatten(to_tree(config)))
     run.set_tags(_tags(name, inputs, place))
+    if "manifest" in inputs:
+        run.log_dataset(place.experiment, inputs["manifest"])
     print(f"{name}: writing {out} (MLflow run {run.run_id})", flush=True)
     started, clock = datetime.now(UTC), time.monotonic()
     work = StageRun(out, run, done=False)
@@ -86,7 +87,7 @@ def stage(
         run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     record = read_json(out / "run.json")
-    wall_time_s = record["wall_time_s"] + time.monotonic() - clock
+    wall_time_s = time.monotonic() - clock
     record |= {
         "status": "finished",
         "started": started.isoformat(timespec="seconds"),
@@ -169,7 +170,6 @@ def _write_start(out: Path, name: str, config: Any, inputs: dict[str, str], plac
         "run_id": run.run_id,
         "tracking_uri": run.uri,
         "status": "running",
-        "wall_time_s": 0.0,
         "hardware": hardware(),
         **{key: value for key, value in asdict(place).items() if key in ("experiment", "arm", "seed")},
         "inputs": inputs,

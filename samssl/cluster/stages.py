@@ -20,7 +20,7 @@ from samssl.models.checkpoints import CheckpointError, save_weights
 from samssl.models.sam import ModelConfig
 from samssl.report.page import ReportConfig, write_report
 from samssl.train.context import State
-from samssl.train.finetune import FinetuneConfig, finetune
+from samssl.train.finetune import FinetuneConfig, finetune, training_rows
 from samssl.train.pretrain import PretrainConfig, pretrain, pretrained_sam
 
 
@@ -63,6 +63,10 @@ def run_finetune(config: FinetuneConfig, place: Place = Place()) -> Path:
     bundle = config.out / "bundle"
     with stage("finetune", config, inputs, place) as work:
         if not work.done:
+            shots = training_rows(store, config.data)
+            write_text(
+                config.out / "shots.csv", "\n".join(["case,z", *(f"{case},{z}" for case, z in shots)]) + "\n"
+            )
             state = train(finetune, config, config.resources, work.run, work.out / "ray")
             progress = state["progress"]
             digest = write_bundle(bundle, config, store, tuned_weights(progress))

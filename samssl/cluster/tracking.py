@@ -4,6 +4,7 @@ The driver opens and ends every run; workers are handed `Run`, which is plain da
 id, so that a restarted worker or a resumed driver goes on in the same run.
 """
 
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
-from mlflow.entities import Metric, Param, RunTag, ViewType
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.time import get_current_time_millis
@@ -57,6 +59,13 @@ class Run:
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags, replacing those of the same name."""
         self.client.log_batch(self.run_id, tags=[RunTag(name, str(value)) for name, value in tags.items()])
+
+    def log_dataset(self, name: str, digest: str) -> None:
+        """Show the data in MLflow's Datasets column; its digest there has 36 characters at most."""
+        dataset = Dataset(
+            name, digest[:36], source_type="slice store", source=json.dumps({"manifest": digest})
+        )
+        self.client.log_inputs(self.run_id, [DatasetInput(dataset)])
 
     def log_picture(self, name: str, image: np.ndarray) -> None:
         """Store an RGB image [H, W, 3] of uint8 as the artifact `name`."""

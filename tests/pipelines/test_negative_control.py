@@ -16,7 +16,7 @@ def test_an_ssl_arm_of_zero_steps_is_the_no_ssl_arm(tmp_path: Path, make_scans: 
     tables = [
         pd.read_parquet(study.out / f"arms/{arm}/seed0/evaluate/cases.parquet") for arm in ("ssl", "no_ssl")
     ]
-    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    pd.testing.assert_frame_equal(tables[0], tables[1], check_exact=True)
     paired = study.json("summary.json")["paired"]
     assert (paired["mean_difference"], paired["ci95"], paired["wilcoxon_p"]) == (0, [0, 0], 1)
     assert tables[0]["dice"].notna().any()
