@@ -50,9 +50,8 @@ def main() -> None:
     result = {"settings": vars(options) | {"json": None}, "hardware": hardware(), "torch": torch.__version__}
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, {options}")
     for name, row in table.items():
-        print(
-            f"{name:32} {row['seconds']:8.3f} s  {row['ratio']:5.2f}x {row['ratio_range']}  {row['peak_mib']:7.0f} MiB"
-        )
+        ratio = f"{row['ratio']:5.2f}x {row['ratio_range']}"
+        print(f"{name:32} {row['seconds']:8.3f} s  {ratio}  {row['peak_mib']:7.0f} MiB")
     if options.json:
         options.json.write_text(json.dumps(result | {"paths": table}, indent=1) + "\n")
 

@@ -1,9 +1,12 @@
 """The Ray side of a run: starting Ray, training in Ray Train workers, mapping over Ray tasks."""
 
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -107,7 +110,10 @@ def train(
         ),
     )
     try:
-        result = trainer.fit()
+        with _own_sigint():
+            result = trainer.fit()
+    except SystemExit:  # Ray's way out of Ctrl-C
+        raise KeyboardInterrupt from None
     except ray.train.TrainingFailedError as error:
         raise _user_error(error) or error from None
     if isinstance(result.return_value, UserError):
@@ -168,6 +174,17 @@ class RayContext:
             return None
         with checkpoint.as_directory() as folder:
             return _read_state(Path(folder))
+
+
+@contextmanager
+def _own_sigint() -> Iterator[None]:
+    """Put back the handler of Ctrl-C that Ray Train replaces and leaves behind."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 def _read_state(folder: Path) -> State:
