@@ -16,8 +16,8 @@ from samssl.data.recipes.simulated import SimulateConfig, simulate
 from samssl.data.slices import SliceStore
 from samssl.evaluate import EvaluateConfig, evaluate
 from samssl.files import sha256_file, sha256_tree, write_text, written_aside
-from samssl.models.checkpoints import CheckpointError, save_weights
-from samssl.models.sam import ModelConfig
+from samssl.models.checkpoints import save_weights
+from samssl.models.sam import ModelConfig, check_checkpoint
 from samssl.report.page import ReportConfig, write_report
 from samssl.train.context import State
 from samssl.train.finetune import FinetuneConfig, finetune, training_rows
@@ -111,6 +111,5 @@ def encoder_digest(model: ModelConfig) -> str:
     """SHA-256 of the checkpoint file, or what random weights are drawn from."""
     if model.checkpoint is None:
         return f"random-{model.variant}-{model.init_seed}"
-    if not model.checkpoint.is_file():
-        raise CheckpointError(f"There is no checkpoint {model.checkpoint}. Check model.checkpoint.")
+    check_checkpoint(model)  # here, before anything is started or written
     return sha256_file(model.checkpoint)

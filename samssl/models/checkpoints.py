@@ -46,7 +46,17 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) 
     """Load `weights` into `module`, every key and shape or none of them.
 
     Raises:
-        CheckpointError: listing missing, unexpected and mis-shaped keys by name; `module` is unchanged.
+        CheckpointError: as `check_fit`; `module` is unchanged.
+    """
+    check_fit(module, weights, source)
+    module.load_state_dict(weights, strict=True)
+
+
+def check_fit(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Whether keys and shapes are those of `module`, which may lie on the meta device.
+
+    Raises:
+        CheckpointError: listing missing, unexpected and mis-shaped keys by name.
     """
     own = module.state_dict()
     missing = sorted(own.keys() - weights.keys())
@@ -64,7 +74,6 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: str) 
             + _list("of another shape", misshaped)
             + _likely_variant(weights)
         )
-    module.load_state_dict(weights, strict=True)
 
 
 def save_weights(module: nn.Module, path: Path) -> None:

@@ -12,7 +12,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 
 from samssl.config import Count, config
-from samssl.models.checkpoints import load_weights, read_weights
+from samssl.models.checkpoints import check_fit, load_weights, read_weights
 
 Variant = Literal["micro", "vit_b", "vit_l", "vit_h"]
 
@@ -88,15 +88,29 @@ def build_sam(model: ModelConfig) -> Sam:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(model.init_seed)
-        build: Callable[[], Sam] = (
-            build_micro if model.variant == "micro" else sam_model_registry[model.variant]
-        )
-        sam = build()
+        sam = _architecture(model.variant)
         if model.checkpoint is None:
             initialise(sam.image_encoder)
     if model.checkpoint is not None:
         load_weights(sam, read_weights(model.checkpoint), source=str(model.checkpoint))
     return sam.eval()
+
+
+def check_checkpoint(model: ModelConfig) -> None:
+    """Refuse `model.checkpoint` as `build_sam` would, without building the model.
+
+    Raises:
+        CheckpointError: see `build_sam`.
+    """
+    if model.checkpoint is not None:
+        with torch.device("meta"):
+            sam = _architecture(model.variant)
+        check_fit(sam, read_weights(model.checkpoint), source=str(model.checkpoint))
+
+
+def _architecture(variant: Variant) -> Sam:
+    build: Callable[[], Sam] = build_micro if variant == "micro" else sam_model_registry[variant]
+    return build()
 
 
 def initialise(image_encoder: ImageEncoderViT) -> None:
