@@ -1,5 +1,6 @@
 """Versions, code and hardware behind a result, without anything that names a person."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -7,6 +8,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from samssl.files import sha256_file
 
 PACKAGES = [
     "samssl",
@@ -34,6 +37,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
         "git_commit": _git_commit(),
+        "source_sha256": _source_sha256(),
         "hardware": hardware(),
     }
 
@@ -63,6 +67,13 @@ def _processor() -> str:
     return next(
         (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()
     )
+
+
+def _source_sha256() -> str:
+    """SHA-256 over this package's own files, for code that came without its git history."""
+    package = Path(__file__).parent
+    lines = [f"{path.relative_to(package)} {sha256_file(path)}" for path in sorted(package.rglob("*.py"))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _git_commit() -> str:

@@ -40,8 +40,8 @@ def start_ray() -> None:
     """Join the cluster that `RAY_ADDRESS` names (a submitted job has it), or start Ray on this machine."""
     if ray.is_initialized():
         return
-    local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": os.cpu_count()}
-    ray.init(log_to_driver=True, logging_level="WARNING", **local)  # pyright: ignore[reportArgumentType]
+    local = {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "num_cpus": os.cpu_count()}
+    ray.init(logging_level="WARNING", **local)  # pyright: ignore[reportArgumentType]
 
 
 def ray_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from samssl.cluster.tracking import PARENT_TAG, Run, continue_run, find_runs, open_run
+from samssl.cluster.tracking import PARENT_TAG, Run, continue_run, find_runs, open_run, tracking_uri
 from samssl.config import UserError, dump_yaml, flatten, read_yaml, to_tree
 from samssl.environment import environment, hardware
 from samssl.files import read_json, write_json, write_text
@@ -66,13 +66,19 @@ def stage(
         UserError: the folder holds the run of another configuration or of other inputs.
     """
     out = Path(config.out)
-    record = _read_record(out) if always else _earlier(out, name, config, inputs)
-    run = _open(name, record, place)
+    record = _read_record(out)
+    differing = _differing(record, out, name, config, inputs) if record else []
+    if differing and not always:
+        raise UserError(
+            f"{out} holds a run that differs in {', '.join(differing)}. "
+            "Choose another `out`, or delete that folder to replace it."
+        )
     if record and record["status"] == "finished" and not always:
-        run.end("FINISHED")
         print(f"{name}: {out} is finished and up to date; nothing to do.", flush=True)
+        run = Run(tracking_uri(), record["run_id"])
         yield StageRun(out, run, done=True, outputs=record["outputs"], metrics=record["metrics"])
         return
+    run = _open(name, None if differing else record, place)
     _write_start(out, name, config, inputs, place, run)
     run.log_params(flatten(to_tree(config)))
     run.set_tags(_tags(name, inputs, place))
@@ -98,19 +104,6 @@ def stage(
     run.end("FINISHED")
 
 
-def finished_record(out: Path) -> dict[str, Any]:
-    """`run.json` of a stage that has finished.
-
-    Raises:
-        UserError: there is none there, or it did not finish.
-    """
-    record = _read_record(out)
-    if record is None or record["status"] != "finished":
-        state = "was interrupted" if record else "holds no run"
-        raise UserError(f"{out} {state}. Run that stage first; it continues where it stopped.")
-    return record
-
-
 def _read_record(out: Path) -> dict[str, Any] | None:
     try:
         return read_json(out / "run.json")
@@ -122,21 +115,15 @@ def _read_record(out: Path) -> dict[str, Any] | None:
         ) from None
 
 
-def _earlier(out: Path, name: str, config: Any, inputs: dict[str, str]) -> dict[str, Any] | None:
-    record = _read_record(out)
-    if record is None:
-        return None
+def _differing(
+    record: dict[str, Any], out: Path, name: str, config: Any, inputs: dict[str, str]
+) -> list[str]:
+    """What of the run recorded in `out` is not as it is asked for now."""
     old, new = flatten(read_yaml(out / "config.yaml")), flatten(to_tree(config))
-    differing = [
-        key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in PATHS
-    ]
-    differing += [f"the {role}" for role in inputs if record["inputs"].get(role) != inputs[role]]
-    if record["stage"] != name or differing:
-        raise UserError(
-            f"{out} holds a {record['stage']} run that differs in {', '.join(differing) or 'its stage'}. "
-            "Choose another `out`, or delete that folder to replace it."
-        )
-    return record
+    names = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    roles = [f"the {role}" for role in inputs if record["inputs"].get(role) != inputs[role]]
+    stage_name = [f"its stage, which is {record['stage']}"] if record["stage"] != name else []
+    return [*stage_name, *(key for key in names if key not in PATHS), *roles]
 
 
 def _open(name: str, record: dict[str, Any] | None, place: Place) -> Run:

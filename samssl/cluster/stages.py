@@ -1,7 +1,6 @@
 """Each stage once: its digests in, its work, its digests out."""
 
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from samssl.cluster.launch import call_remote, ray_map, train
 from samssl.cluster.stage import Place, StageRun, stage
 from samssl.data.prepare import PrepareConfig, prepare
 from samssl.data.recipes.simulated import SimulateConfig, simulate
-from samssl.data.slices import SliceStore
+from samssl.data.slices import REJECTED_FILE, SliceStore
 from samssl.evaluate import EvaluateConfig, evaluate
 from samssl.files import sha256_file, sha256_tree, write_text, written_aside
 from samssl.models.checkpoints import save_weights
@@ -33,7 +32,12 @@ def run_prepare(config: PrepareConfig, place: Place = Place()) -> str:
     """Scans to a slice store; returns the digest of its manifest."""
     with stage("prepare", config, {}, place, always=True) as work:
         summary = prepare(config, run=ray_map)
-        print(f"prepare: {asdict(summary)}", flush=True)
+        print(
+            f"prepare: {summary.cases} cases, {summary.slices} slices; wrote {summary.wrote} cases",
+            flush=True,
+        )
+        if summary.rejected:
+            print(f"prepare: rejected {summary.rejected} files, see {config.out / REJECTED_FILE}", flush=True)
         work.metrics = {"cases": summary.cases, "slices": summary.slices, "rejected": summary.rejected}
         work.run.set_tags({"path.sources": str(config.data.root.absolute())})
         work.wrote("manifest", summary.digest, config.out)

@@ -81,6 +81,7 @@ def run_study(config: StudyConfig) -> Path:
         work.metrics = _metrics(summary)
         for path in (page, page.with_name("summary.json")):
             work.run.log_file(path)
+    print(f"\nReport:    {page}\nMLflow UI: mlflow ui --backend-store-uri {work.run.uri}", flush=True)
     return page
 
 

@@ -51,8 +51,9 @@ class Run:
         self.client.log_batch(self.run_id, metrics=[Metric(n, v, now, step) for n, v in finite.items()])
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log dotted config names; logging the same again is allowed."""
-        entries = [Param(name, str(value)[:MAX_PARAM_LENGTH]) for name, value in params.items()]
+        """Log dotted config names, those that are new; MLflow never changes a param."""
+        known = self.client.get_run(self.run_id).data.params
+        entries = [Param(n, str(value)[:MAX_PARAM_LENGTH]) for n, value in params.items() if n not in known]
         for first in range(0, len(entries), MAX_PARAMS_IN_BATCH):
             self.client.log_batch(self.run_id, params=entries[first : first + MAX_PARAMS_IN_BATCH])
 

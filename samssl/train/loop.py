@@ -228,8 +228,8 @@ def _train_step(
     loss = losses["loss"]
     if not torch.isfinite(loss):
         raise UserError(
-            f"The loss became {loss.item()} at step {step}. Lower optim.lr, or raise the warm-up; "
-            "the last saved state is from before and the same command resumes it."
+            f"The loss became {loss.item()} at step {step}. Lower optim.lr or raise optim.warmup_steps, "
+            "and give another `out`."
         )
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
