@@ -110,9 +110,11 @@ class CaseDice:
 
     def __post_init__(self) -> None:
         self.cases = self.store.cases("val")
-        if not self.cases:
+        labelled = self.store.index[self.store.index["split"] == "val"]["foreground_fraction"].fillna(0) > 0
+        if not labelled.any():
             raise UserError(
-                f"The store {self.store.root} has no validation cases. Give split.val in prepare."
+                f"The store {self.store.root} has no labelled voxels in the split val, by which training is "
+                "judged. Give more patients to split.val in prepare."
             )
 
     def validate(self, step: int) -> Validation:
