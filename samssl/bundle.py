@@ -6,18 +6,19 @@
 The base weights are not repeated: they are named by digest, and refused if they are others.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from torch import Tensor
 
 from samssl.config import UserError, build_config, to_tree
 from samssl.data.slices import SliceStore
 from samssl.files import read_json, sha256_tree, write_json, written_aside
-from samssl.models.checkpoints import CheckpointError, put_weights, weights_digest
+from samssl.models.checkpoints import CheckpointError, put_weights, save_tensors, weights_digest
 from samssl.models.sam import ModelConfig, build_sam
-from samssl.models.strategies import StrategyConfig, build_segmenter
+from samssl.models.strategies import StrategyConfig, segmenter_from
 from samssl.train.finetune import FinetuneConfig
 
 FORMAT = 1
@@ -44,8 +45,6 @@ class Bundle:
 
 def write_bundle(path: Path, config: FinetuneConfig, store: SliceStore, tuned: dict[str, Tensor]) -> str:
     """Write the folder `path`, whole or not at all; returns the SHA-256 over its files."""
-    from safetensors.torch import save_file
-
     base = weights_digest(build_sam(config.model).state_dict())
     bundle = Bundle(
         model=config.model,
@@ -58,7 +57,7 @@ def write_bundle(path: Path, config: FinetuneConfig, store: SliceStore, tuned: d
         folder.mkdir()
         tree = asdict(bundle) | {"model": to_tree(config.model), "strategy": to_tree(config.strategy)}
         write_json(folder / "bundle.json", tree)
-        save_file({name: value.contiguous() for name, value in tuned.items()}, folder / "tuned.safetensors")
+        save_tensors(tuned, folder / "tuned.safetensors")
     return sha256_tree(path)
 
 
@@ -87,22 +86,24 @@ def read_bundle(path: Path) -> Bundle:
     )
 
 
-def load_segmenter(path: Path) -> Any:
+def load_segmenter(path: Path, base: Path | None = None) -> Any:
     """The fine-tuned segmenter of the bundle at `path`, on the CPU and in evaluation mode.
+
+    `base` says where the base weights are, if not where the bundle was made.
 
     Raises:
         BundleError, CheckpointError: the base weights are missing or others, or tensors do not fit.
     """
-    from safetensors.torch import load_file
-
     bundle = read_bundle(path)
-    found = weights_digest(build_sam(bundle.model).state_dict())
+    model = replace(bundle.model, checkpoint=base) if base else bundle.model
+    sam = build_sam(model)
+    found = weights_digest(sam.state_dict())
     if found != bundle.base_sha256:
         raise CheckpointError(
             f"The bundle {path} was made from base weights {bundle.base_sha256[:12]}, but "
-            f"{bundle.model.checkpoint or 'the random weights here'} are {found[:12]}. Restore that file."
+            f"{model.checkpoint or 'the random weights here'} are {found[:12]}. Set `base` to the right file."
         )
-    segmenter = build_segmenter(bundle.model, bundle.strategy, len(bundle.labels), bundle.seed)
+    segmenter = segmenter_from(sam, bundle.strategy, len(bundle.labels), bundle.seed)
     tuned = load_file(path / "tuned.safetensors")
     needed = {name for name, parameter in segmenter.named_parameters() if parameter.requires_grad}
     if needed != tuned.keys():

@@ -71,6 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         _fail(f"{error.strerror or error}{where}. What is finished is kept; mend this and run it again.")
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "mlflow":
+            raise
+        _fail(f"MLflow refused: {str(error).splitlines()[0]} Check MLFLOW_TRACKING_URI and run this again.")
 
 
 def run_pipeline(stage: str) -> None:

@@ -25,6 +25,7 @@ PositiveInt = Annotated[int, Gt(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]
+BelowOne = Annotated[float, Interval(ge=0, lt=1)]
 
 
 class UserError(Exception):
@@ -219,6 +220,21 @@ def _field_docs(cls: type) -> dict[str, str]:
         ):
             docs[statement.target.id] = " ".join(str(following.value.value).split())
     return docs
+
+
+def derive(tree: dict[str, Any], name: str, value: Any) -> bool:
+    """Set the dotted field `name` of `tree`; whether that replaced another value that was given."""
+    *parents, leaf = name.split(".")
+    node = tree
+    for parent in parents:
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+        if not isinstance(node, dict):
+            return False  # validation will say that it is no group of fields
+    given = node.get(leaf, value)
+    node[leaf] = value
+    return given != value
 
 
 def _set_dotted(tree: dict[str, Any], name: str, value: Any) -> None:

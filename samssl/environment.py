@@ -77,8 +77,10 @@ def _source_sha256() -> str:
 
 
 def _git_commit() -> str:
-    """The commit of this code, marked where files differ from it; empty outside a git checkout."""
+    """The commit of this code, marked where files differ from it; empty outside its own git checkout."""
     folder = Path(__file__).parent
+    if not (folder.parent / ".git").exists():
+        return ""
     try:
         git = ["git", "-C", str(folder)]
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)

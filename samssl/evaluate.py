@@ -25,6 +25,8 @@ class EvaluateConfig:
     """Folder of this run."""
     bundle: Path
     """The bundle that `finetune` wrote."""
+    base: Path | None = None
+    """The bundle's base weights, if they are not where they were when it was made."""
     store: Path
     """The slice store."""
     split: str = "test"
@@ -54,7 +56,7 @@ class Evaluation:
 def evaluate(config: EvaluateConfig) -> Evaluation:
     """Segment and score every labelled case of the split; writes `cases.parquet` and `predictions.zarr`."""
     store = SliceStore(config.store)
-    cases = [case for case in store.cases(config.split) if store.mask(case) is not None]
+    cases = [case for case in store.cases(config.split) if store.info(case)["mask_sha256"]]
     if not cases:
         raise UserError(f"The store {config.store} has no labelled cases in split '{config.split}'.")
     bundle = read_bundle(config.bundle)
@@ -64,7 +66,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             f"{store.labels}. Give a bundle and a store of the same label map."
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    segmenter = load_segmenter(config.bundle).to(device)
+    segmenter = load_segmenter(config.bundle, config.base).to(device)
     scored, tables = segment_cases(segmenter, store, cases, bundle.model.image_size, device), []
     with written_aside(config.out / "predictions.zarr") as folder:
         for case, prediction in tqdm(scored, total=len(cases), desc="evaluate", unit="case", mininterval=2):

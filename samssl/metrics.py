@@ -6,6 +6,7 @@ tests/parity/test_metrics.py holds the two equal.
 """
 
 import math
+import re
 from typing import TypedDict
 
 import numpy as np
@@ -58,11 +59,10 @@ def case_dice(table: pd.DataFrame) -> pd.Series:
 
 
 def label_dice(table: pd.DataFrame, prefix: str) -> dict[str, float]:
-    """Mean Dice over cases by label, as metric names: `{prefix}_{label with underscores}`."""
+    """Mean Dice over cases by label, named `{prefix}_{label}` with what MLflow allows in a name."""
     means: pd.Series = table.groupby("label")["dice"].mean()
-    return {
-        f"{prefix}_{str(label).replace(' ', '_')}": float(dice) for label, dice in means.to_dict().items()
-    }
+    names = {label: re.sub(r"[^\w.-]", "_", str(label)) for label in means.index}
+    return {f"{prefix}_{names[label]}": float(dice) for label, dice in means.items()}
 
 
 def _overlap_counts(

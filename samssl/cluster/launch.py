@@ -28,6 +28,7 @@ from torch import nn
 
 from samssl.cluster.tracking import Run
 from samssl.config import UserError
+from samssl.models.checkpoints import save_state
 from samssl.train.context import RunContext, State
 from samssl.train.resources import ResourcesConfig
 
@@ -51,7 +52,7 @@ def ray_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterat
     waiting = [_apply.remote(shared, item) for item in items]
     while waiting:
         done, waiting = ray.wait(waiting)
-        yield from ray.get(done)
+        yield _get(done[0])
 
 
 @ray.remote
@@ -62,12 +63,16 @@ def _apply(function: Callable[[Any], Any], item: Any) -> Any:
 def call_remote(function: Callable[[Item], Result], argument: Item) -> Result:
     """`function(argument)` in a Ray worker, with a GPU where the cluster has one."""
     start_ray()
-    cores = float(max(node["Resources"].get("CPU", 1) for node in ray.nodes()))
     gpus = min(1, ray.cluster_resources().get("GPU", 0))
+    cores = max(node.get("CPU", 1) for node in _nodes() if node.get("GPU", 0) >= gpus)
+    return _get(_apply.options(num_cpus=cores, num_gpus=gpus).remote(function, argument))
+
+
+def _get(reference: ray.ObjectRef) -> Any:
     try:
-        return ray.get(_apply.options(num_cpus=cores, num_gpus=gpus).remote(function, argument))
+        return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        raise _user_error(error) or error from None
+        raise _error_for_user(error) or error from None
 
 
 def train(
@@ -115,7 +120,10 @@ def train(
     except SystemExit:  # Ray's way out of Ctrl-C
         raise KeyboardInterrupt from None
     except ray.train.TrainingFailedError as error:
-        raise _user_error(error) or error from None
+        raise _error_for_user(error) or UserError(
+            f"Training failed: {str(error).strip().splitlines()[-1]} The workers' own messages are above. "
+            "The same command goes on from the last saved state."
+        ) from error
     if isinstance(result.return_value, UserError):
         raise result.return_value
     assert result.checkpoint is not None, "the training loop saves its state at least once"
@@ -163,7 +171,7 @@ class RayContext:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
             if self.rank == 0:
-                torch.save(state, Path(folder) / STATE_FILE)
+                save_state(state, Path(folder) / STATE_FILE)
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(metrics, checkpoint=checkpoint)
 
@@ -187,18 +195,23 @@ def _own_sigint() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
+def _nodes() -> list[dict[str, float]]:
+    """Resources of each node that is alive."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def _read_state(folder: Path) -> State:
     return torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
 
 
 def _scaling(resources: ResourcesConfig) -> ray.train.ScalingConfig:
     available = ray.cluster_resources()
-    use_gpu = (
-        resources.use_gpu if resources.use_gpu is not None else available.get("GPU", 0) >= resources.workers
-    )
-    largest = max(node["Resources"].get("CPU", 1) for node in ray.nodes())
+    wanted = resources.use_gpu
+    use_gpu = available.get("GPU", 0) >= resources.workers if wanted is None else wanted
+    hosts = [node for node in _nodes() if node.get("GPU", 0) >= use_gpu]
+    workers_a_host = -(-resources.workers // max(1, len(hosts)))
     cpus = resources.cpus_per_worker or max(
-        1, int(largest) // (resources.workers if len(ray.nodes()) == 1 else 1)
+        1, int(min((n.get("CPU", 1) for n in hosts), default=1)) // workers_a_host
     )
     asked = {"CPU": cpus * resources.workers, "GPU": resources.workers if use_gpu else 0}
     for kind, amount in asked.items():
@@ -207,18 +220,15 @@ def _scaling(resources: ResourcesConfig) -> ray.train.ScalingConfig:
                 f"The run asks for {amount} {kind}s ({resources.workers} workers), but the cluster has "
                 f"{available.get(kind, 0):g}. Change workers, cpus_per_worker or use_gpu of `resources`."
             )
-    return ray.train.ScalingConfig(
-        num_workers=resources.workers,
-        use_gpu=use_gpu,
-        resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})},
-    )
+    each = {"CPU": float(cpus), **({"GPU": 1.0} if use_gpu else {})}
+    return ray.train.ScalingConfig(num_workers=resources.workers, use_gpu=use_gpu, resources_per_worker=each)
 
 
-def _user_error(error: BaseException) -> UserError | None:
-    """The sentence for the user inside an error that came through Ray, if there is one."""
+def _error_for_user(error: BaseException) -> UserError | OSError | None:
+    """The error with a sentence for the user inside one that came through Ray, if there is one."""
     seen: list[BaseException] = [error]
     for link in seen:
-        if isinstance(link, UserError):
+        if isinstance(link, (UserError, OSError)) and not isinstance(link, ray.exceptions.RayError):
             return link
         causes = [
             link.__cause__,

@@ -46,12 +46,12 @@ def describe_lineage(start: str) -> tuple[str, bool]:
         lines.append(f"{indent}{link.role} {link.digest[:16]}  {link.state}  ({origin})")
         lines += [f"{indent}    {problem}" for problem in link.problems]
     broken = [f"{link.role} ({link.stage})" for link in links if link.problems]
-    checked = sum(link.state == "verified" for link in links)
-    verdict = (
-        f"BROKEN at: {', '.join(broken)}."
-        if broken
-        else f"Unbroken: {checked} of {len(links)} links verified."
+    checked, unchecked = (
+        sum(link.state == "verified" for link in links),
+        sum(bool(link.unchecked) for link in links),
     )
+    verdict = f"BROKEN at: {', '.join(broken)}." if broken else f"Unbroken: {checked} links verified."
+    verdict += f" Not checked: {unchecked}, as said above." if unchecked else ""
     return "\n".join([*lines, verdict]), not broken
 
 
@@ -63,23 +63,25 @@ def trace(start: str) -> Iterator[Link]:
     """
     path = Path(start)
     run = _run_of_bundle(path) if path.exists() else _run_by_id(start)
-    bundle = run.tags().get("output.bundle")
-    for evaluation in find_runs({"input.bundle": bundle}) if bundle else []:
+    tags, seen = run.tags(), set[str]()
+    if path.exists():  # what was asked about is checked where it lies, not where it was written
+        tags |= {"path.bundle": str(path)}
+    for evaluation in find_runs({"input.bundle": tags["output.bundle"]}) if "output.bundle" in tags else []:
+        seen.add(evaluation.run_id)
         yield from _outputs(evaluation, evaluation.tags(), depth=0)
-    yield from _chain(run, depth=0, seen=set())
+    yield from _chain(run, tags, depth=0, seen=seen)
 
 
-def _chain(run: Run, depth: int, seen: set[str]) -> Iterator[Link]:
+def _chain(run: Run, tags: dict[str, str], depth: int, seen: set[str]) -> Iterator[Link]:
     if run.run_id in seen:
         return
     seen.add(run.run_id)
-    tags = run.tags()
     yield from _outputs(run, tags, depth)
     for role, digest in _tagged(tags, "input."):
         writer = _writer(tags, role, digest)
         if writer:
-            yield from _chain(writer, depth + 1, seen)
-        elif (role, digest) not in seen:
+            yield from _chain(writer, writer.tags(), depth + 1, seen)
+        else:
             yield _outside(tags, role, digest, depth + 1)
 
 
@@ -114,8 +116,8 @@ def _sources(store: SliceStore, root: Path, depth: int) -> Link:
 def _outside(tags: dict[str, str], role: str, digest: str, depth: int) -> Link:
     """What no run wrote: source scans, published weights, or weights drawn at random."""
     if digest.startswith(RANDOM):
-        return Link(depth, "drawn at random", "", role, digest, [])
-    path = tags.get(f"path.{role}")
+        return Link(depth, "from outside", "", role, digest, [], unchecked="drawn at random from its seed")
+    path = tags.get(f"input_path.{role}")
     problems = _problems(role, Path(path), digest) if path else [f"No run is known that wrote this {role}."]
     return Link(depth, "from outside", "", role, digest, problems)
 

@@ -5,9 +5,11 @@
     run.json           MLflow run id, status, wall time, digests of inputs and outputs, metrics
 
 A digest that a run reads or writes is a tag `input.<role>` or `output.<role>`; roles are `manifest`,
-`encoder`, `bundle` and `cases`. `run.<role>` names the run that wrote an input, where it is known.
+`encoder`, `bundle` and `cases`. `input_path.<role>` and `path.<role>` say where it lay; `run.<role>` names
+the run that wrote an input, where it is known.
 """
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +23,12 @@ from samssl.config import UserError, dump_yaml, flatten, read_yaml, to_tree
 from samssl.environment import environment, hardware
 from samssl.files import read_json, write_json, write_text
 
-PATHS = ("out", "store", "data.store", "data.root", "data.csv", "model.checkpoint", "bundle", "study")
+PATHS = ("out", "store", "data.store", "data.root", "data.csv", "model.checkpoint", "bundle", "base", "study")
 """Fields that say where something lies: what lies there is compared by digest instead."""
+
+
+RUNTIME = ("resources.", "optim.log_every", "optim.loader_workers")
+"""Fields, by how they begin, that change how a result is reached and not what it is."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,14 @@ class Place:
     parent_run_id: str | None = None
 
 
+@dataclass(frozen=True)
+class Input:
+    """What a stage reads: its digest, and where it lies unless it was drawn at random."""
+
+    digest: str
+    path: Path | None
+
+
 @dataclass
 class StageRun:
     """A stage while it runs; what it finds out goes into `run.json` and MLflow at the end."""
@@ -45,6 +59,8 @@ class StageRun:
     """An earlier run with the same configuration and inputs has finished; there is nothing to do."""
     outputs: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    obsolete: list[Path] = field(default_factory=list)
+    """Folders that are deleted once the stage has finished: what an interrupted one resumes from."""
 
     def wrote(self, role: str, digest: str, path: Path) -> None:
         """Record an output by its digest and where it lies."""
@@ -54,7 +70,7 @@ class StageRun:
 
 @contextmanager
 def stage(
-    name: str, config: Any, inputs: dict[str, str], place: Place, *, always: bool = False
+    name: str, config: Any, inputs: dict[str, Input], place: Place, *, always: bool = False
 ) -> Iterator[StageRun]:
     """Open the folder `config.out` for one stage; `inputs` maps roles to digests.
 
@@ -68,7 +84,7 @@ def stage(
     out = Path(config.out)
     record = _read_record(out)
     differing = _differing(record, out, name, config, inputs) if record else []
-    if differing and not always:
+    if record and differing and (record["stage"] != name or not always):
         raise UserError(
             f"{out} holds a run that differs in {', '.join(differing)}. "
             "Choose another `out`, or delete that folder to replace it."
@@ -83,7 +99,7 @@ def stage(
     run.log_params(flatten(to_tree(config)))
     run.set_tags(_tags(name, inputs, place))
     if "manifest" in inputs:
-        run.log_dataset(place.experiment, inputs["manifest"])
+        run.log_dataset(place.experiment, inputs["manifest"].digest)
     print(f"{name}: writing {out} (MLflow run {run.run_id})", flush=True)
     started, clock = datetime.now(UTC), time.monotonic()
     work = StageRun(out, run, done=False)
@@ -102,6 +118,8 @@ def stage(
     write_json(out / "run.json", record | {"outputs": work.outputs, "metrics": work.metrics})
     run.log_metrics({**work.metrics, "wall_time_s": wall_time_s})
     run.end("FINISHED")
+    for folder in work.obsolete:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read_record(out: Path) -> dict[str, Any] | None:
@@ -116,14 +134,18 @@ def _read_record(out: Path) -> dict[str, Any] | None:
 
 
 def _differing(
-    record: dict[str, Any], out: Path, name: str, config: Any, inputs: dict[str, str]
+    record: dict[str, Any], out: Path, name: str, config: Any, inputs: dict[str, Input]
 ) -> list[str]:
     """What of the run recorded in `out` is not as it is asked for now."""
     old, new = flatten(read_yaml(out / "config.yaml")), flatten(to_tree(config))
     names = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    roles = [f"the {role}" for role in inputs if record["inputs"].get(role) != inputs[role]]
+    roles = [f"the {role}" for role in inputs if record["inputs"].get(role) != inputs[role].digest]
     stage_name = [f"its stage, which is {record['stage']}"] if record["stage"] != name else []
-    return [*stage_name, *(key for key in names if key not in PATHS), *roles]
+    return [*stage_name, *(key for key in names if not _is_free(key)), *roles]
+
+
+def _is_free(name: str) -> bool:
+    return name in PATHS or name.startswith(RUNTIME)
 
 
 def _open(name: str, record: dict[str, Any] | None, place: Place) -> Run:
@@ -134,21 +156,24 @@ def _open(name: str, record: dict[str, Any] | None, place: Place) -> Run:
     return open_run(place.experiment, label, _tags(name, {}, place))
 
 
-def _tags(name: str, inputs: dict[str, str], place: Place) -> dict[str, str]:
-    tags = {"stage": name, **{f"input.{role}": digest for role, digest in inputs.items()}}
+def _tags(name: str, inputs: dict[str, Input], place: Place) -> dict[str, str]:
+    tags = {"stage": name}
     if place.parent_run_id:
         tags[PARENT_TAG] = place.parent_run_id
     tags |= {
         key: str(value) for key, value in (("arm", place.arm), ("seed", place.seed)) if value is not None
     }
-    for role, digest in inputs.items():
-        writers = find_runs({f"output.{role}": digest})
+    for role, read in inputs.items():
+        tags[f"input.{role}"] = read.digest
+        if read.path:
+            tags[f"input_path.{role}"] = str(read.path.absolute())
+        writers = find_runs({f"output.{role}": read.digest})
         if writers:
             tags[f"run.{role}"] = writers[0].run_id
     return tags
 
 
-def _write_start(out: Path, name: str, config: Any, inputs: dict[str, str], place: Place, run: Run) -> None:
+def _write_start(out: Path, name: str, config: Any, inputs: dict[str, Input], place: Place, run: Run) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "config.yaml", dump_yaml(config))
     write_json(out / "environment.json", environment())
@@ -159,7 +184,7 @@ def _write_start(out: Path, name: str, config: Any, inputs: dict[str, str], plac
         "status": "running",
         "hardware": hardware(),
         **{key: value for key, value in asdict(place).items() if key in ("experiment", "arm", "seed")},
-        "inputs": inputs,
+        "inputs": {role: read.digest for role, read in inputs.items()},
         "outputs": {},
         "metrics": {},
     }

@@ -1,21 +1,20 @@
 """Each stage once: its digests in, its work, its digests out."""
 
-import shutil
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from samssl.bundle import write_bundle
+from samssl.bundle import read_bundle, write_bundle
 from samssl.cluster.launch import call_remote, ray_map, train
-from samssl.cluster.stage import Place, StageRun, stage
+from samssl.cluster.lineage import RANDOM
+from samssl.cluster.stage import Input, Place, StageRun, stage
+from samssl.cluster.tracking import find_runs
 from samssl.data.prepare import PrepareConfig, prepare
 from samssl.data.recipes.simulated import SimulateConfig, simulate
 from samssl.data.slices import REJECTED_FILE, SliceStore
 from samssl.evaluate import EvaluateConfig, evaluate
-from samssl.files import sha256_file, sha256_tree, write_text, written_aside
-from samssl.models.checkpoints import save_weights
+from samssl.files import sha256_file, sha256_tree, write_text
+from samssl.models.checkpoints import save_state, save_weights
 from samssl.models.sam import ModelConfig, check_checkpoint
 from samssl.report.page import ReportConfig, write_report
 from samssl.train.context import State
@@ -46,16 +45,15 @@ def run_prepare(config: PrepareConfig, place: Place = Place()) -> str:
 
 def run_pretrain(config: PretrainConfig, place: Place = Place()) -> Path:
     """Slice store to a SAM-format encoder checkpoint; returns its path."""
-    inputs = {"manifest": SliceStore(config.data.store).digest, "encoder": encoder_digest(config.model)}
+    inputs = {"manifest": manifest_of(config.data.store), "encoder": encoder_of(config.model)}
     checkpoint = config.out / "encoder.pth"
     with stage("pretrain", config, inputs, place) as work:
         if not work.done:
             state = train(pretrain, config, config.resources, work.run, work.out / "ray")
             save_weights(pretrained_sam(config, state), checkpoint)
-            with written_aside(config.out / "state.pt") as path:
-                torch.save(state, path)
+            save_state(state, config.out / "state.pt")
             _finish(work, state)
-            work.metrics = {"val/loss": -state["progress"]["best_score"], "steps": state["progress"]["step"]}
+            work.metrics = {"last/val_loss": last(state, "val/loss"), "steps": state["progress"]["step"]}
             work.wrote("encoder", sha256_file(checkpoint), checkpoint)
     return checkpoint
 
@@ -63,26 +61,29 @@ def run_pretrain(config: PretrainConfig, place: Place = Place()) -> Path:
 def run_finetune(config: FinetuneConfig, place: Place = Place()) -> Path:
     """Slice store and SAM-format checkpoint to a model bundle; returns its path."""
     store = SliceStore(config.data.store)
-    inputs = {"manifest": store.digest, "encoder": encoder_digest(config.model)}
+    inputs = {"manifest": manifest_of(config.data.store), "encoder": encoder_of(config.model)}
     bundle = config.out / "bundle"
     with stage("finetune", config, inputs, place) as work:
         if not work.done:
+            warn_of_other_store(inputs["encoder"], inputs["manifest"])
             shots = training_rows(store, config.data)
             write_text(
                 config.out / "shots.csv", "\n".join(["case,z", *(f"{case},{z}" for case, z in shots)]) + "\n"
             )
             state = train(finetune, config, config.resources, work.run, work.out / "ray")
             progress = state["progress"]
-            digest = write_bundle(bundle, config, store, tuned_weights(progress))
+            digest = write_bundle(bundle, config, store, tuned_weights(state))
             _finish(work, state)
-            work.metrics = {"val/dice": progress["best_score"], "best_step": progress["best_step"]}
+            work.metrics = {"best/val_dice": progress["best_score"], "best/step": progress["best_step"]}
             work.wrote("bundle", digest, bundle)
     return bundle
 
 
 def run_evaluate(config: EvaluateConfig, place: Place = Place()) -> None:
     """Model bundle and slice store to a table of per-case scores."""
-    inputs = {"manifest": SliceStore(config.store).digest, "bundle": sha256_tree(config.bundle)}
+    read_bundle(config.bundle)  # here, before anything is started or written
+    bundle = Input(sha256_tree(config.bundle), config.bundle)
+    inputs = {"manifest": manifest_of(config.store), "bundle": bundle}
     with stage("evaluate", config, inputs, place) as work:
         if not work.done:
             evaluation = call_remote(evaluate, config)
@@ -97,23 +98,50 @@ def run_report(config: ReportConfig) -> None:
     print(f"report: {write_report(config)}", flush=True)
 
 
-def tuned_weights(progress: dict[str, Any]) -> dict[str, Tensor]:
-    """What fine-tuning changed, as at the best validation, named as in the segmenter."""
-    prefix = "segmenter."
-    return {name.removeprefix(prefix): value for name, value in progress["best_weights"].items()}
+def tuned_weights(state: State) -> dict[str, Tensor]:
+    """What fine-tuning changed, at the best validation if that was kept, named as in the segmenter."""
+    weights = state["progress"]["best_weights"] or state["weights"]
+    return {name.removeprefix("segmenter."): value for name, value in weights.items()}
+
+
+def last(state: State, metric: str) -> float:
+    """The last value of a metric in the history."""
+    return [value for _, name, value in state["progress"]["history"] if name == metric][-1]
 
 
 def _finish(work: StageRun, state: State) -> None:
-    """Leave the curves and pictures in the stage's folder; Ray's own files are not needed any more."""
+    """Leave the curves and pictures in the stage's folder."""
     lines = [f"{step},{metric},{value!r}" for step, metric, value in state["progress"]["history"]]
     write_text(work.out / "history.csv", "\n".join(["step,metric,value", *lines]) + "\n")
     work.run.download("reconstructions", work.out)
-    shutil.rmtree(work.out / "ray", ignore_errors=True)
+    work.obsolete.append(work.out / "ray")
 
 
-def encoder_digest(model: ModelConfig) -> str:
-    """SHA-256 of the checkpoint file, or what random weights are drawn from."""
+def manifest_of(store: Path) -> Input:
+    """The slice store, by the digest of its manifest."""
+    return Input(SliceStore(store).digest, store)
+
+
+def encoder_of(model: ModelConfig) -> Input:
+    """The initial weights: the checkpoint by its SHA-256, or what random weights are drawn from.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit the model.
+    """
     if model.checkpoint is None:
-        return f"random-{model.variant}-{model.init_seed}"
+        return Input(f"{RANDOM}{model.variant}-{model.init_seed}", None)
     check_checkpoint(model)  # here, before anything is started or written
-    return sha256_file(model.checkpoint)
+    return Input(sha256_file(model.checkpoint), model.checkpoint)
+
+
+def warn_of_other_store(encoder: Input, manifest: Input) -> None:
+    """Say so if the encoder was pretrained on another store, which may have split the patients otherwise."""
+    for run in find_runs({"output.encoder": encoder.digest}):
+        pretrained_on = run.tags().get("input.manifest")
+        if pretrained_on not in (None, manifest.digest):
+            print(
+                f"finetune: WARNING: the encoder was pretrained on another store ({pretrained_on[:12]}). "
+                "Make sure that none of its patients is in the splits val and test of this one.",
+                flush=True,
+            )
+            return

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from samssl.cluster.stage import Place, stage
 from samssl.cluster.stages import run_evaluate, run_finetune, run_prepare, run_pretrain, run_simulate
-from samssl.config import config
+from samssl.config import config, derive
 from samssl.data.prepare import PrepareConfig
 from samssl.data.recipes.simulated import SimulateConfig
 from samssl.evaluate import EvaluateConfig
@@ -51,19 +51,26 @@ class StudyConfig:
 
     @staticmethod
     def fill(tree: dict[str, Any]) -> None:
-        """Derive the folders and models of the single stages."""
+        """Derive what the single stages are told from `name`, `out`, `model` and `seeds`."""
         out, name = Path(str(tree.get("out", "runs/study"))), tree.get("name", "study")
-        store = {"store": str(out / "store")}
-        prepare = tree.setdefault("prepare", {})
-        prepare |= {"name": name, "out": store["store"]}
+        store = str(out / "store")
+        derived: dict[str, Any] = {"prepare.name": name, "prepare.out": store}
         if tree.get("simulate") is not None:
-            tree["simulate"]["out"] = str(out / "cohort")
-            prepare.setdefault("data", {})["root"] = tree["simulate"]["out"]
+            derived |= {"simulate.out": str(out / "cohort"), "prepare.data.root": str(out / "cohort")}
         for stage_name in ("pretrain", "finetune"):
-            settings = tree.setdefault(stage_name, {})
-            settings["out"] = str(out / stage_name)
-            settings.setdefault("data", {}).update(store)
-            settings["model"] = tree.get("model", {})
+            derived |= {
+                f"{stage_name}.out": str(out / stage_name),
+                f"{stage_name}.data.store": store,
+                f"{stage_name}.model": tree.get("model", {}),
+                f"{stage_name}.optim.seed": 0,
+            }
+        derived["finetune.data.shot_seed"] = 0
+        ignored = [field_name for field_name, value in derived.items() if derive(tree, field_name, value)]
+        if ignored:
+            print(
+                f"study: follows from name, out, model and seeds, and is ignored: {', '.join(ignored)}",
+                flush=True,
+            )
 
 
 def run_study(config: StudyConfig) -> Path:

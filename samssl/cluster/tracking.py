@@ -25,11 +25,16 @@ from mlflow.utils.time import get_current_time_millis
 MAX_PARAM_LENGTH = 6000
 MAX_PARAMS_IN_BATCH = 100
 PARENT_TAG = "mlflow.parentRunId"
+SQLITE = "sqlite:///"
 
 
 def tracking_uri() -> str:
-    """`MLFLOW_TRACKING_URI`, or one SQLite file below the working directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('runs/mlflow.db').absolute()}"
+    """`MLFLOW_TRACKING_URI`, or one SQLite file below the working directory.
+
+    The path of an SQLite file is made absolute: workers run in folders of their own.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}runs/mlflow.db"
+    return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}" if uri.startswith(SQLITE) else uri
 
 
 @dataclass(frozen=True)
@@ -94,8 +99,8 @@ class Run:
 def open_run(experiment: str, name: str, tags: Mapping[str, str]) -> Run:
     """Start a run, making database, experiment and artifact folder where they are new."""
     uri = tracking_uri()
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    if uri.startswith(SQLITE):
+        Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
     client = MlflowClient(tracking_uri=uri)
     run = client.create_run(_experiment_id(client, uri, experiment), tags=dict(tags), run_name=name)
     return Run(uri, run.info.run_id)
@@ -129,6 +134,6 @@ def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     if experiment:
         return experiment.experiment_id
     location = None  # a server decides for itself
-    if uri.startswith("sqlite:///"):
-        location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+    if uri.startswith(SQLITE):
+        location = (Path(uri.removeprefix(SQLITE)).parent / "mlartifacts").as_uri()
     return client.create_experiment(name, artifact_location=location)

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from samssl.config import Fraction, NonNegative, UserError, config
+from samssl.config import BelowOne, Fraction, NonNegative, UserError, config
 from samssl.data.intensity import to_unit
 from samssl.data.resize import fit_square
 from samssl.data.slices import SliceStore
@@ -41,7 +41,7 @@ class AugmentConfig:
     """Largest rotation, in degrees."""
     translate: Fraction = 0.1
     """Largest shift, as a share of the side."""
-    scale: Fraction = 0.2
+    scale: BelowOne = 0.2
     """Largest relative change of size."""
     flip: Fraction = 0.0
     """Share of slices mirrored left to right; leave at 0 where sides are different labels."""
@@ -56,16 +56,24 @@ class _Slices:
 
     def __init__(self, store: SliceStore, rows: list[Row], image_size: int) -> None:
         self.store, self.rows, self.image_size = store, rows, image_size
-        largest = int(4 * (store.index["height"] * store.index["width"]).max())
-        self.read = lru_cache(maxsize=max(1, CACHE_BYTES // largest))(self._read)
+        self.kept: dict[Row, Tensor] = {}
+        self.kept_bytes = 0
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def _read(self, case: str, z: int) -> tuple[Tensor, Tensor | None]:
-        mask = self.store.mask_slice(case, z)
-        classes = None if mask is None else np.searchsorted(sorted(self.store.labels), mask)
-        return unit_slice(self.store, case, z), None if classes is None else torch.from_numpy(classes)[None]
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"kept": {}, "kept_bytes": 0}  # every reading process keeps its own
+
+    def image(self, row: Row) -> Float[Tensor, "1 H W"]:
+        """One slice in native resolution with intensities in [0, 1]."""
+        if row in self.kept:
+            return self.kept[row]
+        image = unit_slice(self.store, *row)
+        if self.kept_bytes + image.nbytes <= CACHE_BYTES:
+            self.kept[row] = image
+            self.kept_bytes += image.nbytes
+        return image
 
 
 class UnlabelledSlices(_Slices):
@@ -77,7 +85,7 @@ class UnlabelledSlices(_Slices):
 
     def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor]:
         index, key = draw
-        image, _ = self.read(*self.rows[index])
+        image = self.image(self.rows[index])
         if self.crop:
             with keyed_randomness(key):
                 image = random_crop(image, self.crop.smallest)
@@ -101,18 +109,19 @@ class LabelledSlices(_Slices):
 
     def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor]:
         index, key = draw
-        case, z = self.rows[index]
-        image, labels = self.read(case, z)
-        if labels is None:
-            raise UserError(
-                f"Case {case} has no mask, and cannot be trained on. Check the splits of the store."
-            )
-        image = fit_square(image[None], self.image_size)[0]
+        labels = self.labels(self.rows[index])
+        image = fit_square(self.image(self.rows[index])[None], self.image_size)[0]
         labels = fit_square(labels[None].float(), self.image_size, mode="nearest-exact")[0]
         with keyed_randomness(key):
             image, labels = self.flip(*self.move(tv_tensors.Image(image), tv_tensors.Mask(labels)))
             image = self._shade(image.as_subclass(Tensor))
         return {"image": image, "labels": labels.as_subclass(Tensor)[0].long()}
+
+    def labels(self, row: Row) -> Int[Tensor, "1 H W"]:
+        """Class numbers of one slice in native resolution."""
+        mask = self.store.mask_slice(*row)
+        assert mask is not None, "only labelled patients are in the split train"
+        return torch.from_numpy(np.searchsorted(sorted(self.store.labels), mask))[None]
 
     def _shade(self, image: Float[Tensor, "1 S S"]) -> Float[Tensor, "1 S S"]:
         brightness, contrast = 1 + self.augment.intensity * (2 * torch.rand(2) - 1)

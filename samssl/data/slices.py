@@ -5,8 +5,7 @@
     <store>/manifest.json         name, labels, the store's digest and the SHA-256 of every other file
     <store>/rejected.csv          the files that could not be used, and why
 
-The manifest is written last: a folder without a fitting one is no store. Reading goes through
-fsspec, so a store may lie in any of its places (s3://bucket/store).
+The manifest is written last: a folder without a fitting one is no store. Reading goes through fsspec.
 """
 
 import hashlib

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 
-from samssl.config import Fraction, NonNegative, PositiveInt, config
+from samssl.config import Fraction, NonNegative, PositiveInt, UserError, config
 from samssl.masking import VisibleTokens, num_slots, stratified
 from samssl.models.encoder import encode_visible, patch_side, patchify, token_grid, window_size
 from samssl.models.sam import normalise
@@ -66,6 +66,9 @@ class MaskedAutoencoder(nn.Module):
         self.image_encoder = image_encoder
         self.image_encoder.neck.requires_grad_(False)  # it needs the whole grid, and takes no part
         self.mae = mae
+        slots = window_size(image_encoder) ** 2
+        if round(slots * (1 - mae.mask_ratio)) in (0, slots):
+            raise UserError(f"mask_ratio {mae.mask_ratio} hides none or all of a window's {slots} tokens.")
         width = image_encoder.patch_embed.proj.out_channels
         self.patch = patch_side(image_encoder)
         self.norm = nn.LayerNorm(width, eps=1e-6)

@@ -1,8 +1,10 @@
 """Weights in Meta's format: loaded whole or not at all, written whole or not at all."""
 
+import errno
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,14 +81,43 @@ def check_fit(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> 
 def save_weights(module: nn.Module, path: Path) -> None:
     """Write the state dict of `module` with Meta's key names; `path` is whole or untouched."""
     weights = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
-    with written_aside(path) as partial_path:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import save_file
+    if path.suffix == ".safetensors":
+        save_tensors(weights, path)
+    else:
+        save_state(weights, path)
 
-            save_file(weights, partial_path)
-        else:
-            with partial_path.open("wb") as file:  # a stream: the archive does not repeat the file's name
-                torch.save(weights, file)
+
+def save_state(state: Mapping[str, Any], path: Path) -> None:
+    """`torch.save`, whole or not at all; the same content gives the same bytes.
+
+    Raises:
+        OSError: the disk is full, or `path` cannot be written.
+    """
+    with written_aside(path) as partial, partial.open("wb") as file:  # a stream: its name is not stored
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # what torch makes of a failed write
+            raise OSError(
+                errno.EIO, f"Writing failed, probably because the disk is full ({error})", str(path)
+            ) from None
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a `.safetensors` file, whole or not at all.
+
+    Raises:
+        OSError: the disk is full, or `path` cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with written_aside(path) as partial:
+        try:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
+        except SafetensorError as error:
+            raise OSError(
+                errno.EIO, f"Writing failed, probably because the disk is full ({error})", str(path)
+            ) from None
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
@@ -106,8 +137,19 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Put `weights` into the parameters of the same names; the rest of the model is left as it is."""
+    """Put `weights` into the parameters of the same names; the rest of the model is left as it is.
+
+    Raises:
+        CheckpointError: a name or a shape is not the model's.
+    """
     parameters = dict(model.named_parameters())
+    wrong = [
+        name
+        for name, value in weights.items()
+        if name not in parameters or parameters[name].shape != value.shape
+    ]
+    if wrong:
+        raise CheckpointError(f"These tensors do not fit the model: {', '.join(wrong[:8])}.")
     with torch.no_grad():
         for name, value in weights.items():
             parameters[name].copy_(value)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samssl.config import PositiveInt, config
+from samssl.config import PositiveInt, UserError, config
 
 DECODER_PROJECTIONS = r"mask_decoder\.transformer\..*\.(q_proj|v_proj)"
 ADAPTER = "default"
@@ -39,6 +39,10 @@ def inject_lora(
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model
 
+    depth = len(model.get_submodule("image_encoder.blocks"))  # pyright: ignore[reportArgumentType]
+    beyond = [block for block in lora.blocks or () if not 0 <= block < depth]
+    if beyond:
+        raise UserError(f"strategy.lora.blocks names {beyond}, but the encoder has blocks 0 to {depth - 1}.")
     blocks = r"\d+" if lora.blocks is None else "(" + "|".join(str(block) for block in lora.blocks) + ")"
     fused = rf"image_encoder\.blocks\.{blocks}\.attn\.qkv"
     settings = PeftLoraConfig(

@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 import torch
+from segment_anything.modeling import Sam
 
 from samssl.config import config
 from samssl.models.decoder import AutomaticSam
@@ -31,8 +32,12 @@ def head_modules(num_classes: int) -> list[str]:
 
 
 def build_segmenter(model: ModelConfig, strategy: StrategyConfig, num_classes: int, seed: int) -> Any:
-    """SAM for `num_classes` classes under `strategy`; `seed` draws the new layers."""
-    sam = build_sam(model)
+    """The model of `model` for `num_classes` classes under `strategy`; `seed` draws the new layers."""
+    return segmenter_from(build_sam(model), strategy, num_classes, seed)
+
+
+def segmenter_from(sam: Sam, strategy: StrategyConfig, num_classes: int, seed: int) -> Any:
+    """As `build_segmenter`, from a SAM that is built already; its modules are used, not copied."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return apply_strategy(AutomaticSam(sam, num_classes), strategy, num_classes)

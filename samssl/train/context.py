@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from samssl.models.checkpoints import save_state
+
 State = dict[str, Any]
 """Tensors, numbers, text, and lists and dicts of them: what `torch.load(weights_only=True)` reads back."""
 
@@ -77,11 +79,8 @@ class LocalContext:
 
     def save(self, state: State, metrics: dict[str, float]) -> None:
         """Write `state.pt`, whole or not at all."""
-        from samssl.files import written_aside
-
         if self.folder:
-            with written_aside(self.folder / "state.pt") as path:
-                torch.save(state, path)
+            save_state(state, self.folder / "state.pt")
 
     def restore(self) -> State | None:
         """Read `state.pt` if there is one."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from samssl.config import Count, Fraction, NonNegative, UserError, config
+from samssl.config import BelowOne, Count, NonNegative, UserError, config
 from samssl.data.datasets import AugmentConfig, LabelledSlices, rows_of
 from samssl.data.slices import SliceStore
 from samssl.data.splits import few_shot
@@ -45,7 +45,7 @@ class FinetuneFitConfig(FitConfig):
     warmup_steps: Count = 200
     schedule: Literal["cosine", "poly"] = "poly"
     weight_decay: NonNegative = 0.1
-    beta2: Fraction = 0.999
+    beta2: BelowOne = 0.999
     patience: Count = 10
 
 
@@ -65,6 +65,9 @@ class FinetuneConfig:
     """The optimisation; the score of a validation is the mean Dice of the cases in the split `val`."""
     resources: ResourcesConfig = ResourcesConfig()
     """Where to train."""
+
+    def __post_init__(self) -> None:
+        self.optim.check_workers(self.resources.workers)
 
 
 class SupervisedSegmenter(nn.Module):

@@ -7,7 +7,6 @@ had never stopped, and any number of workers sees the same batches.
 import functools
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from samssl.config import Count, Fraction, NonNegative, PositiveFloat, PositiveInt, UserError, config
+from samssl.config import BelowOne, Count, NonNegative, PositiveFloat, PositiveInt, UserError, config
 from samssl.models.checkpoints import put_weights, trained_weights
 from samssl.train.context import RunContext, State
 
@@ -37,7 +36,7 @@ class FitConfig:
     """How the learning rate falls to 0 after the warm-up: half a cosine, or (1 - progress) ** 0.9."""
     weight_decay: NonNegative = 0.05
     """AdamW's decay of matrices and convolution kernels; norms, biases and positions are not decayed."""
-    beta2: Fraction = 0.95
+    beta2: BelowOne = 0.95
     """AdamW's second momentum; the first is 0.9."""
     clip_norm: NonNegative = 1.0
     """Largest gradient norm; 0 does not clip."""
@@ -55,6 +54,14 @@ class FitConfig:
     """Processes per worker that read and augment slices; 0 reads in the training process."""
     seed: Count = 0
     """Seed of batches, augmentation, masks and new layers."""
+
+    def check_workers(self, workers: int) -> None:
+        """Refuse a batch that so many workers cannot share equally."""
+        if self.batch_size % workers:
+            raise ValueError(
+                f"optim.batch_size {self.batch_size} cannot be shared by resources.workers {workers}; "
+                f"choose a multiple of {workers}"
+            )
 
 
 class KeyedDataset(Protocol):
@@ -88,6 +95,8 @@ class Progress:
     validations_since_best: int = 0
     history: list[tuple[int, str, float]] = field(default_factory=list)
     """(step, metric, value) of everything logged."""
+    recent_losses: list[dict[str, float]] = field(default_factory=list)
+    """Training losses since they were logged last."""
 
 
 def fit(
@@ -126,13 +135,19 @@ def fit(
 def build_optimizer(model: nn.Module, fit_config: FitConfig) -> torch.optim.AdamW:
     """AdamW over what trains, with weight decay on matrices and kernels only."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    decayed = [p for name, p in named if p.ndim >= 2 and "pos" not in name and "token" not in name]
-    others = [p for name, p in named if p.ndim < 2 or "pos" in name or "token" in name]
+    decayed = [parameter for name, parameter in named if is_decayed(name, parameter)]
+    others = [parameter for name, parameter in named if not is_decayed(name, parameter)]
     groups = [
         {"params": decayed, "weight_decay": fit_config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=fit_config.lr, betas=(0.9, fit_config.beta2))
+
+
+def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Matrices and kernels decay; norms, biases, position terms and learnt tokens do not."""
+    learnt_input = any(part in name for part in ("pos_embed", "rel_pos", "mask_token", "iou_token"))
+    return parameter.ndim >= 2 and not learnt_input
 
 
 def learning_rate(step: int, fit_config: FitConfig) -> float:
@@ -182,12 +197,8 @@ class _BatchSampler:
     """The draws of this rank, step by step."""
 
     def __init__(self, length: int, fit_config: FitConfig, context: RunContext, start: int) -> None:
-        share, rest = divmod(fit_config.batch_size, context.world_size)
-        if rest:
-            raise UserError(
-                f"batch_size {fit_config.batch_size} cannot be shared by {context.world_size} workers; "
-                f"choose a multiple of {context.world_size}."
-            )
+        fit_config.check_workers(context.world_size)
+        share = fit_config.batch_size // context.world_size
         self.length, self.config, self.start = length, fit_config, start
         self.first, self.share = context.rank * share, share
 
@@ -292,15 +303,15 @@ class RateMeter:
     def __init__(self, step: int, fit_config: FitConfig, context: RunContext) -> None:
         self.config, self.context = fit_config, context
         self.started, self.first = time.monotonic(), step
-        self.losses: deque[dict[str, float]] = deque(maxlen=fit_config.log_every)
 
     def update(self, progress: Progress, losses: dict[str, float], lr: float) -> None:
         """Take in one finished step."""
-        self.losses.append(losses)
+        progress.recent_losses.append(losses)
         step, total = progress.step, self.config.steps
         if step % self.config.log_every and step != total:
             return
-        means = {f"train/{name}": _mean([entry[name] for entry in self.losses]) for name in losses}
+        means = {f"train/{name}": _mean([entry[name] for entry in progress.recent_losses]) for name in losses}
+        progress.recent_losses.clear()
         rate = (step - self.first) / (time.monotonic() - self.started)
         _log(progress, {**means, "lr": lr}, self.context)
         self.context.log({"images_per_second": rate * self.config.batch_size}, step)

@@ -1,7 +1,9 @@
 """Stage one: masked autoencoding of SAM's image encoder on unlabelled slices."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -9,8 +11,8 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from samssl.config import Count, Fraction, PositiveFloat, PositiveInt, config
-from samssl.data.datasets import CropConfig, UnlabelledSlices, rows_of
+from samssl.config import Count, Fraction, PositiveFloat, PositiveInt, UserError, config
+from samssl.data.datasets import CropConfig, Row, UnlabelledSlices, rows_of
 from samssl.data.slices import SliceStore
 from samssl.methods.mae import MaeConfig, MaskedAutoencoder
 from samssl.models.checkpoints import put_weights
@@ -26,12 +28,12 @@ class PretrainDataConfig:
 
     store: Path
     """The slice store, as `prepare` writes it."""
-    splits: tuple[str, ...] = ("pool", "train")
+    splits: tuple[Literal["pool", "train", "val", "test"], ...] = ("pool", "train")
     """Splits whose slices are learnt from, masks unused; keep `val` and `test` out."""
     min_content: Fraction = 0.05
     """Slices with less of their area above air are left out."""
     held_out: PositiveInt = 64
-    """At most so many slices of the split `val`, spread evenly, on which the reconstruction is checked."""
+    """At most so many slices of held-out patients, spread evenly, on which reconstruction is checked."""
     crop: CropConfig = CropConfig()
     """How slices are cropped and mirrored."""
 
@@ -72,6 +74,9 @@ class PretrainConfig:
     resources: ResourcesConfig = ResourcesConfig()
     """Where to train."""
 
+    def __post_init__(self) -> None:
+        self.optim.check_workers(self.resources.workers)
+
 
 def pretrain(config: PretrainConfig, context: RunContext) -> State:
     """Pretrain on every rank of `context`; the result is what `fit` saved last."""
@@ -79,10 +84,31 @@ def pretrain(config: PretrainConfig, context: RunContext) -> State:
     torch.manual_seed(config.optim.seed)
     model = MaskedAutoencoder(build_sam(config.model).image_encoder, config.mae)
     size = config.model.image_size
-    rows = rows_of(store, list(config.data.splits), config.data.min_content)
+    rows, held_out_rows = pretraining_rows(store, config.data)
     train = UnlabelledSlices(store, rows, size, config.data.crop)
-    held_out = HeldOut(store, config, model, context)
+    held_out = HeldOut(store, held_out_rows, config, model, context)
     return fit(model, train, held_out.validate, config.optim, context)
+
+
+def pretraining_rows(store: SliceStore, data: PretrainDataConfig) -> tuple[list[Row], list[Row]]:
+    """Slices to learn from, and slices of other patients to check on.
+
+    The latter are those of the split `val`. A store without one, as of unlabelled scans only, gives up
+    a tenth of its patients, chosen by their digests.
+
+    Raises:
+        UserError: nothing is left to learn from or to check on.
+    """
+    rows = rows_of(store, list(data.splits), data.min_content)
+    if (store.index["split"] == "val").any():
+        return rows, rows_of(store, ["val"], data.min_content)
+    patients = {case: str(store.info(case)["patient"]) for case in dict.fromkeys(case for case, _ in rows)}
+    ranked = sorted(set(patients.values()), key=lambda patient: hashlib.sha256(patient.encode()).digest())
+    if len(ranked) < 2:
+        raise UserError(f"The store {store.root} has one patient; pretraining needs another to check on.")
+    checked = set(ranked[: -(-len(ranked) // 10)])
+    held_out = [row for row in rows if patients[row[0]] in checked]
+    return [row for row in rows if patients[row[0]] not in checked], held_out
 
 
 def pretrained_sam(config: PretrainConfig, state: State) -> Sam:
@@ -103,12 +129,13 @@ class HeldOut:
     """Reconstruction of held-out patients' slices, always the same slices under the same masks."""
 
     store: SliceStore
+    rows: list[Row]
     config: PretrainConfig
     model: MaskedAutoencoder
     context: RunContext
 
     def __post_init__(self) -> None:
-        rows = rows_of(self.store, ["val"], self.config.data.min_content)
+        rows = self.rows
         picked = np.linspace(0, len(rows) - 1, min(len(rows), self.config.data.held_out)).round().astype(int)
         self.slices = UnlabelledSlices(
             self.store, [rows[index] for index in picked], self.config.model.image_size, crop=None

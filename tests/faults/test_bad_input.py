@@ -141,6 +141,8 @@ save_weights(sam, Path({str(tmp_path / name)!r}))
 """
     failed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert failed.returncode != 0
+    assert "OSError" in failed.stderr.splitlines()[-1]  # which the command line turns into one sentence
+    assert name in failed.stderr.splitlines()[-1]
     assert [
         path.name for path in tmp_path.iterdir() if path.suffix in (".pth", ".safetensors", ".partial")
     ] == [name]

@@ -9,9 +9,17 @@ from torch import Tensor, nn
 
 from samssl.config import UserError
 from samssl.train.context import LocalContext, State
-from samssl.train.loop import FitConfig, Validation, _BatchSampler, batch_draws, fit, learning_rate
+from samssl.train.loop import (
+    FitConfig,
+    Validation,
+    _BatchSampler,
+    batch_draws,
+    fit,
+    is_decayed,
+    learning_rate,
+)
 
-CONFIG = FitConfig(steps=12, batch_size=4, lr=0.1, warmup_steps=2, validate_every=3, log_every=2, seed=3)
+CONFIG = FitConfig(steps=12, batch_size=4, lr=0.1, warmup_steps=2, validate_every=3, log_every=4, seed=3)
 
 
 class Noisy:
@@ -138,10 +146,23 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
 def test_a_batch_that_workers_cannot_share_is_refused() -> None:
     context = LocalContext()
     context.world_size = 3
-    with pytest.raises(UserError, match="choose a multiple of 3"):
+    with pytest.raises(ValueError, match="choose a multiple of 3"):
         run(context)
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_says_where() -> None:
     with pytest.raises(UserError, match=r"loss became (inf|nan) at step"):
         run(LocalContext(), replace(CONFIG, lr=1e30, clip_norm=0.0))
+
+
+def test_every_matrix_decays_and_nothing_else() -> None:
+    names = [
+        "cross_attn_token_to_image.q_proj.weight",
+        "mask_tokens.weight",
+        "iou_token.weight",
+        "pos_embed",
+        "rel_pos_h",
+    ]
+    matrix = nn.Parameter(torch.zeros(2, 2))
+    assert [is_decayed(name, matrix) for name in names] == [True, False, False, False, False]
+    assert not is_decayed("norm.weight", nn.Parameter(torch.zeros(2)))
