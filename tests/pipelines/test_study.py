@@ -133,3 +133,14 @@ def test_lineage_names_a_changed_bundle_and_an_unknown_start(finished: Any) -> N
     unknown = finished.samssl("lineage", "no-such-run", check=False)
     assert unknown.returncode == 1
     assert "neither a path nor a run" in unknown.stderr
+
+
+def test_two_workers_learn_what_one_learns(finished: Any) -> None:
+    """The same global batches: losses differ only by where means are taken, per worker or over all."""
+    out = finished.out.with_name("two_workers")
+    config = finished.out / "pretrain/seed0/config.yaml"
+    finished.samssl("pretrain", "--config", str(config), f"out={out}", "resources.workers=2")
+    history = [pd.read_csv(folder / "history.csv") for folder in (finished.out / "pretrain/seed0", out)]
+    one, two = (table[table["metric"] == "val/loss"]["value"].to_numpy() for table in history)
+    assert one == pytest.approx(two, rel=0.02)
+    assert not (one == two)[1:].any()

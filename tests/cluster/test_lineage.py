@@ -1,0 +1,96 @@
+"""Chains of real MLflow runs over real files, without training anything."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from samssl.cluster.lineage import describe_lineage
+from samssl.cluster.stage import Input, Place, stage
+from samssl.config import UserError, config
+from samssl.files import sha256_file, sha256_tree
+
+
+@config
+class Settings:
+    """A stage that only writes a folder."""
+
+    out: Path
+    """Folder."""
+    bundle: Path = Path("unused")
+    """A path: not compared."""
+    rate: float = 1.0
+    """A setting: compared."""
+
+
+@pytest.fixture(autouse=True)
+def own_tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")  # relative, as MLflow's docs write it
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A bundle that a run wrote from a checkpoint file that came from outside."""
+    checkpoint = tmp_path / "sam.pth"
+    checkpoint.write_bytes(b"published weights")
+    folder = tmp_path / "run/bundle"
+    with stage("finetune", Settings(out=tmp_path / "run"), {"encoder": source(checkpoint)}, Place()) as work:
+        folder.mkdir()
+        (folder / "bundle.json").write_text("{}")
+        work.wrote("bundle", sha256_tree(folder), folder)
+    return folder
+
+
+def source(checkpoint: Path) -> Input:
+    return Input(sha256_file(checkpoint), checkpoint)
+
+
+def test_a_chain_that_starts_at_a_file_from_outside_holds(bundle: Path) -> None:
+    text, unbroken = describe_lineage(str(bundle))
+    assert unbroken, text
+    assert "Unbroken: 2 links verified." in text
+
+
+def test_a_changed_file_from_outside_is_found(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "sam.pth").write_bytes(b"other weights")
+    text, unbroken = describe_lineage(str(bundle))
+    assert not unbroken
+    assert "BROKEN at: encoder (from outside)" in text
+
+
+def test_a_moved_bundle_is_still_the_bundle(bundle: Path, tmp_path: Path) -> None:
+    shutil.move(bundle, tmp_path / "elsewhere")
+    text, unbroken = describe_lineage(str(tmp_path / "elsewhere"))
+    assert unbroken, text
+
+
+def test_a_changed_copy_is_not_taken_for_the_original(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    (tmp_path / "copy/bundle/bundle.json").write_text("{ }")
+    text, unbroken = describe_lineage(str(tmp_path / "copy/bundle"))
+    assert not unbroken
+    assert "BROKEN at: bundle (finetune)" in text
+
+
+def test_an_interrupted_stage_goes_on_in_its_run_and_another_setting_is_refused(tmp_path: Path) -> None:
+    settings = Settings(out=tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt), stage("finetune", settings, {}, Place()) as first:
+        raise KeyboardInterrupt
+    assert first.run.client.get_run(first.run.run_id).info.status == "KILLED"
+    with (
+        pytest.raises(UserError, match="differs in rate"),
+        stage("finetune", Settings(out=tmp_path / "run", rate=2.0), {}, Place()),
+    ):
+        raise AssertionError("the stage must not start")
+    moved = Settings(out=tmp_path / "run", bundle=tmp_path / "elsewhere")
+    with stage("finetune", moved, {}, Place()) as second:
+        assert not second.done
+    assert second.run.run_id == first.run.run_id
+    with stage("finetune", settings, {}, Place()) as third:
+        assert third.done
+    with (
+        pytest.raises(UserError, match="its stage, which is finetune"),
+        stage("prepare", settings, {}, Place(), always=True),
+    ):
+        raise AssertionError("the stage must not start")
