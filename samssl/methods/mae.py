@@ -31,8 +31,8 @@ class MaeConfig:
     """Share of the hidden patches that the decoder predicts in a step."""
     norm_pix_loss: bool = True
     """Normalise each target patch by its own mean and standard deviation."""
-    flat_std: NonNegative = 0.01
-    """Patches whose intensities (0 to 1) vary less than this have no target."""
+    flat_std: NonNegative = 0.02
+    """Patches whose intensities (0 to 1) have a smaller standard deviation, as air has, get no target."""
     decoder_depth: PositiveInt = 4
     """Cross-attention blocks of the decoder."""
     decoder_dim: PositiveInt = 256

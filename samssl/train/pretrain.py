@@ -156,7 +156,8 @@ class HeldOut:
         return Validation(score=-loss, metrics={"val/loss": loss})
 
     def _show(self, step: int, count: int = 4) -> None:
-        picked = np.linspace(0, len(self.slices) - 1, min(count, len(self.slices))).round().astype(int)
+        picked = (np.arange(count) + 0.5) / count * len(self.slices)  # not the first and last of volumes
+        picked = np.unique(picked.astype(int))
         batch = default_collate([self.slices[int(index), int(index)] for index in picked])
         batch = {name: value.to(self.context.device) for name, value in batch.items()}
         shown = self.model.reconstruct(batch)
