@@ -1,6 +1,5 @@
 """The whole study as a user runs it: `samssl study`, then everything that is promised about its result."""
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -103,7 +102,7 @@ def test_another_configuration_never_overwrites_a_run(finished: Any) -> None:
 def test_lineage_is_unbroken_until_a_byte_changes(finished: Any, tmp_path: Path) -> None:
     bundle = finished.out / "arms/ssl/seed0/finetune/bundle"
     text = finished.samssl("lineage", str(bundle)).stdout
-    assert re.search(r"Unbroken: (\d+) of \1 links verified", text), text
+    assert "Unbroken: 5 links verified. Not checked: 1" in text, text  # weights were drawn from a seed
     roles = ["cases", "bundle", "encoder", "manifest", "16 source files"]
     positions = [text.index(role) for role in roles]
     assert positions == sorted(positions)
