@@ -68,7 +68,8 @@ def _embed(encoder: ImageEncoderViT, images: Tensor, visible: VisibleTokens) -> 
     index = visible.tokens.expand(len(images), -1)
     patches = patches.gather(1, index[..., None].expand(-1, -1, patches.shape[-1]))
     positions = _positions(encoder, visible.grid)
-    return F.linear(patches, projection.weight.flatten(1), projection.bias) + positions[visible.tokens]
+    at_tokens = F.embedding(visible.tokens, positions)  # plain indexing adds up gradients in any order
+    return F.linear(patches, projection.weight.flatten(1), projection.bias) + at_tokens
 
 
 def _positions(encoder: ImageEncoderViT, grid: tuple[int, int]) -> Float[Tensor, "N D"]:
