@@ -31,10 +31,8 @@ def run_prepare(config: PrepareConfig, place: Place = Place()) -> str:
     """Scans to a slice store; returns the digest of its manifest."""
     with stage("prepare", config, {}, place, always=True) as work:
         summary = prepare(config, run=ray_map)
-        print(
-            f"prepare: {summary.cases} cases, {summary.slices} slices; wrote {summary.wrote} cases",
-            flush=True,
-        )
+        print(f"prepare: {summary.cases} cases, {summary.slices} slices, digest {summary.digest}", flush=True)
+        print(f"prepare: wrote {summary.wrote} cases, removed {summary.removed}", flush=True)
         if summary.rejected:
             print(f"prepare: rejected {summary.rejected} files, see {config.out / REJECTED_FILE}", flush=True)
         work.metrics = {"cases": summary.cases, "slices": summary.slices, "rejected": summary.rejected}
@@ -61,7 +59,7 @@ def run_pretrain(config: PretrainConfig, place: Place = Place()) -> Path:
 def run_finetune(config: FinetuneConfig, place: Place = Place()) -> Path:
     """Slice store and SAM-format checkpoint to a model bundle; returns its path."""
     store = SliceStore(config.data.store)
-    inputs = {"manifest": manifest_of(config.data.store), "encoder": encoder_of(config.model)}
+    inputs = {"manifest": Input(store.digest, config.data.store), "encoder": encoder_of(config.model)}
     bundle = config.out / "bundle"
     with stage("finetune", config, inputs, place) as work:
         if not work.done:
