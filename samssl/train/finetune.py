@@ -17,7 +17,8 @@ from samssl.models.sam import ModelConfig
 from samssl.models.strategies import StrategyConfig, build_segmenter
 from samssl.predict import score_cases
 from samssl.train.context import RunContext, State
-from samssl.train.loop import FitConfig, Validation, fit
+from samssl.train.loop import Validation, fit
+from samssl.train.optim import FitConfig
 from samssl.train.resources import ResourcesConfig
 
 

@@ -18,7 +18,8 @@ from samssl.methods.mae import MaeConfig, MaskedAutoencoder
 from samssl.models.checkpoints import put_weights
 from samssl.models.sam import ModelConfig, build_sam
 from samssl.train.context import RunContext, State
-from samssl.train.loop import FitConfig, Validation, fit, uses_bf16
+from samssl.train.loop import Validation, fit
+from samssl.train.optim import FitConfig, uses_bf16
 from samssl.train.resources import ResourcesConfig
 
 

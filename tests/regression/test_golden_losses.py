@@ -16,7 +16,8 @@ from samssl.models.sam import ModelConfig, build_sam
 from samssl.models.strategies import StrategyConfig, apply_strategy
 from samssl.train.context import LocalContext
 from samssl.train.finetune import SupervisedSegmenter
-from samssl.train.loop import FitConfig, Validation, fit
+from samssl.train.loop import Validation, fit
+from samssl.train.optim import FitConfig
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 MICRO = ModelConfig(variant="micro", image_size=32)

@@ -9,15 +9,9 @@ from torch import Tensor, nn
 
 from samssl.config import UserError
 from samssl.train.context import LocalContext, State
-from samssl.train.loop import (
-    FitConfig,
-    Validation,
-    _BatchSampler,
-    batch_draws,
-    fit,
-    is_decayed,
-    learning_rate,
-)
+from samssl.train.feed import BatchSampler, Shuffled, batch_draws
+from samssl.train.loop import Validation, fit
+from samssl.train.optim import FitConfig, is_decayed, learning_rate
 
 CONFIG = FitConfig(steps=12, batch_size=4, lr=0.1, warmup_steps=2, validate_every=3, log_every=4, seed=3)
 
@@ -102,7 +96,7 @@ def test_one_and_two_workers_see_the_same_global_batches() -> None:
     def batches(rank: int, world_size: int) -> list[list[tuple[int, int]]]:
         context = LocalContext()
         context.rank, context.world_size = rank, world_size
-        return list(_BatchSampler(10, CONFIG, context, start=2))
+        return list(BatchSampler(Shuffled(10), CONFIG, context, start=2))
 
     halves = [left + right for left, right in zip(batches(0, 2), batches(1, 2), strict=True)]
     assert halves == batches(0, 1)
@@ -110,13 +104,13 @@ def test_one_and_two_workers_see_the_same_global_batches() -> None:
 
 
 def test_every_epoch_shows_every_item_once_in_another_order_with_other_keys() -> None:
-    draws = batch_draws(10, 0, 30, seed=1)
+    draws = batch_draws(Shuffled(10), 0, 30, seed=1)
     epochs = [[index for index, _ in draws[first : first + 10]] for first in (0, 10, 20)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
     assert len({key for _, key in draws}) == 30
-    assert batch_draws(10, 7, 5, seed=1) == draws[7:12]
-    assert batch_draws(10, 0, 30, seed=2) != draws
+    assert batch_draws(Shuffled(10), 7, 5, seed=1) == draws[7:12]
+    assert batch_draws(Shuffled(10), 0, 30, seed=2) != draws
 
 
 def test_no_steps_leave_the_weights_as_they_were() -> None:
