@@ -12,6 +12,7 @@ from segment_anything.modeling.image_encoder import Attention, Block
 from torch import Tensor, nn
 
 from samssl.masking import VisibleTokens, all_tokens
+from samssl.models.attention import attend
 
 
 def encode_images(encoder: ImageEncoderViT, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
@@ -125,10 +126,7 @@ def _attention(
     where = where.to(k.dtype)[:, None].expand(len(k), k.shape[1], -1, -1)
     q = torch.cat([q * attention.scale, rel_h, rel_w], dim=-1)
     k = torch.cat([k, where], dim=-1)
-    v = F.pad(v, (0, sum(size)))  # fused kernels want one width for q, k and v
-    shut = None if present is None else present[:, None, None]
-    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=shut, scale=1.0)[..., : -sum(size)]
-    return attended.transpose(1, 2).flatten(2)
+    return attend(q, k, v, shown=present).transpose(1, 2).flatten(2)
 
 
 def _relative_scores(
