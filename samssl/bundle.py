@@ -16,7 +16,13 @@ from torch import Tensor
 from samssl.config import UserError, build_config, to_tree
 from samssl.data.slices import SliceStore
 from samssl.files import read_json, sha256_tree, write_json, written_aside
-from samssl.models.checkpoints import CheckpointError, put_weights, save_tensors, weights_digest
+from samssl.models.checkpoints import (
+    CheckpointError,
+    put_weights,
+    save_tensors,
+    trained_tensors,
+    weights_digest,
+)
 from samssl.models.sam import ModelConfig, build_sam
 from samssl.models.strategies import StrategyConfig, segmenter_from
 from samssl.train.finetune import FinetuneConfig
@@ -105,7 +111,7 @@ def load_segmenter(path: Path, base: Path | None = None) -> Any:
         )
     segmenter = segmenter_from(sam, bundle.strategy, len(bundle.labels), bundle.seed)
     tuned = load_file(path / "tuned.safetensors")
-    needed = {name for name, parameter in segmenter.named_parameters() if parameter.requires_grad}
+    needed = trained_tensors(segmenter).keys()
     if needed != tuned.keys():
         wrong = sorted(needed ^ tuned.keys())
         raise BundleError(f"The tensors of {path} do not fit its strategy: {', '.join(wrong[:8])}.")

@@ -130,29 +130,42 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter that trains, and the buffers of the modules they belong to, by name.
+
+    Such buffers change with training too: the statistics that batch norms gather.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    owners = {name.rpartition(".")[0] for name in trained}
+    saved = model.state_dict().keys()
+    buffers = {
+        name: buffer
+        for name, buffer in model.named_buffers()
+        if name.rpartition(".")[0] in owners and name in saved
+    }
+    return {**trained, **buffers}
+
+
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """A copy on the CPU of every parameter that trains."""
-    named = model.named_parameters()
-    return {name: p.detach().cpu().clone() for name, p in named if p.requires_grad}
+    """A copy on the CPU of `trained_tensors`."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in trained_tensors(model).items()}
 
 
 def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Put `weights` into the parameters of the same names; the rest of the model is left as it is.
+    """Put `weights` into the parameters and buffers of these names; the rest of `model` is left as it is.
 
     Raises:
         CheckpointError: a name or a shape is not the model's.
     """
-    parameters = dict(model.named_parameters())
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     wrong = [
-        name
-        for name, value in weights.items()
-        if name not in parameters or parameters[name].shape != value.shape
+        name for name, value in weights.items() if name not in tensors or tensors[name].shape != value.shape
     ]
     if wrong:
         raise CheckpointError(f"These tensors do not fit the model: {', '.join(wrong[:8])}.")
     with torch.no_grad():
         for name, value in weights.items():
-            parameters[name].copy_(value)
+            tensors[name].copy_(value)
 
 
 def _shape(tensor: Tensor) -> str:
@@ -167,6 +180,8 @@ def _list(what: str, keys: Iterable[str], limit: int = 12) -> str:
 
 def _likely_variant(weights: Mapping[str, Tensor]) -> str:
     widths = {128: "micro", 768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
+    if "image_encoder.norm_head.weight" in weights:
+        return "\nIts encoder is MobileSAM's: check that model.variant is vit_t."
     position = weights.get("image_encoder.pos_embed")
     if position is None or position.ndim != 4 or position.shape[-1] not in widths:
         return "\nIt is no SAM checkpoint: those have keys image_encoder., prompt_encoder. and mask_decoder."

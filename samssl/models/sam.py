@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from samssl.config import Count, config
 from samssl.models.checkpoints import check_fit, load_weights, read_weights
+from samssl.models.tinyvit import STRIDE, TinyViT
 
-Variant = Literal["micro", "vit_b", "vit_l", "vit_h"]
+Variant = Literal["micro", "vit_t", "vit_b", "vit_l", "vit_h"]
 
 MICRO_IMAGE_SIZE = 64
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -26,7 +27,8 @@ class ModelConfig:
     """Which SAM, and the weights it starts from."""
 
     variant: Variant = "vit_b"
-    """`vit_b`, `vit_l`, `vit_h` as Meta published them; `micro`: the same classes, fit for a laptop."""
+    """`vit_b`, `vit_l`, `vit_h` as Meta published them, with `micro`, the same classes fit for a laptop;
+    `vit_t` is MobileSAM."""
     checkpoint: Path | None = None
     """SAM-format weights (.pth or .safetensors); null draws them at random from `init_seed`."""
     init_seed: Count = 0
@@ -80,6 +82,27 @@ def build_micro() -> Sam:
     )
 
 
+def build_vit_t() -> Sam:
+    """MobileSAM: TinyViT with SAM's prompt encoder and mask decoder, as published for 1024 px."""
+    side = TinyViT.img_size
+    return Sam(
+        image_encoder=TinyViT(),  # pyright: ignore[reportArgumentType]
+        prompt_encoder=PromptEncoder(
+            embed_dim=256,
+            image_embedding_size=(side // STRIDE, side // STRIDE),
+            input_image_size=(side, side),
+            mask_in_chans=16,
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8),
+            transformer_dim=256,
+        ),
+        pixel_mean=list(PIXEL_MEAN),
+        pixel_std=list(PIXEL_STD),
+    )
+
+
 def build_sam(model: ModelConfig) -> Sam:
     """SAM at `model.variant` with the weights of `model.checkpoint`, or drawn from `model.init_seed`.
 
@@ -109,15 +132,18 @@ def check_checkpoint(model: ModelConfig) -> None:
 
 
 def _architecture(variant: Variant) -> Sam:
-    build: Callable[[], Sam] = build_micro if variant == "micro" else sam_model_registry[variant]
-    return build()
+    ours: dict[str, Callable[[], Sam]] = {"micro": build_micro, "vit_t": build_vit_t}
+    return {**sam_model_registry, **ours}[variant]()
 
 
-def initialise(image_encoder: ImageEncoderViT) -> None:
+def initialise(image_encoder: ImageEncoderViT | TinyViT) -> None:
     """Draw a fresh encoder as ViTs are drawn for MAE: Xavier linear layers, position terms from N(0, 0.02).
 
     `segment_anything` leaves positions at zero, from where a fresh encoder cannot tell patches apart.
+    TinyViT is drawn as it is built.
     """
+    if isinstance(image_encoder, TinyViT):
+        return
     for name, parameter in image_encoder.named_parameters():
         if "pos" in name:
             nn.init.trunc_normal_(parameter, std=0.02)

@@ -12,7 +12,7 @@ from samssl.data.slices import SliceStore
 from samssl.data.splits import few_shot
 from samssl.losses import dice_and_cross_entropy
 from samssl.metrics import case_dice, label_dice
-from samssl.models.lora import count_trained
+from samssl.models.lora import NO_LORA, count_trained
 from samssl.models.sam import ModelConfig
 from samssl.models.strategies import StrategyConfig, build_segmenter
 from samssl.predict import score_cases
@@ -69,6 +69,9 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         self.optim.check_workers(self.resources.workers)
+        lora_in_encoder = self.strategy.method == "lora" and self.strategy.scope == "encoder_decoder"
+        if self.model.variant == "vit_t" and lora_in_encoder:
+            raise ValueError(NO_LORA)
 
 
 class SupervisedSegmenter(nn.Module):

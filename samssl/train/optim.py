@@ -67,8 +67,8 @@ def build_optimizer(model: nn.Module, fit_config: FitConfig) -> torch.optim.Adam
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
     """Matrices and kernels decay; norms, biases, position terms and learnt tokens do not."""
-    learnt_input = any(part in name for part in ("pos_embed", "rel_pos", "mask_token", "iou_token"))
-    return parameter.ndim >= 2 and not learnt_input
+    learnt_inputs = ("pos_embed", "rel_pos", "attention_biases", "mask_token", "iou_token")
+    return parameter.ndim >= 2 and not any(part in name for part in learnt_inputs)
 
 
 def learning_rate(step: int, fit_config: FitConfig) -> float:

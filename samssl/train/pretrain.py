@@ -16,6 +16,7 @@ from samssl.data.datasets import CropConfig, Row, UnlabelledSlices, rows_of
 from samssl.data.slices import SliceStore
 from samssl.masking import MaskingConfig
 from samssl.methods.mae import MaeConfig, MaskedAutoencoder
+from samssl.methods.simmim import SimMim
 from samssl.methods.targets import TargetConfig
 from samssl.models.checkpoints import put_weights
 from samssl.models.sam import ModelConfig, build_sam
@@ -85,6 +86,10 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         self.optim.check_workers(self.resources.workers)
+        if self.method == "mae" and self.model.variant == "vit_t":
+            raise ValueError(
+                "method mae leaves tokens out, which vit_t's convolutions cannot; set method=simmim"
+            )
 
 
 def pretrain(config: PretrainConfig, context: RunContext) -> State:
@@ -99,14 +104,13 @@ def pretrain(config: PretrainConfig, context: RunContext) -> State:
     return fit(model, train, held_out.validate, config.optim, context)
 
 
-def build_method(config: PretrainConfig) -> MaskedAutoencoder:
+def build_method(config: PretrainConfig) -> MaskedAutoencoder | SimMim:
     """The self-supervised method around the initial encoder."""
+    encoder, size = build_sam(config.model).image_encoder, config.model.image_size
+    if config.method == "simmim":
+        return SimMim(encoder, image_size=size, masking=config.masking, targets=config.targets)
     return MaskedAutoencoder(
-        build_sam(config.model).image_encoder,
-        config.mae,
-        image_size=config.model.image_size,
-        masking=config.masking,
-        targets=config.targets,
+        encoder, config.mae, image_size=size, masking=config.masking, targets=config.targets
     )
 
 
@@ -151,7 +155,7 @@ class HeldOut:
     store: SliceStore
     rows: list[Row]
     config: PretrainConfig
-    model: MaskedAutoencoder
+    model: MaskedAutoencoder | SimMim
     context: RunContext
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from samssl.config import UserError
+from samssl.config import ConfigError, UserError, build_config
 from samssl.data.prepare import DataSource, PrepareConfig, prepare
 from samssl.data.slices import SliceStore
 from samssl.masking import MaskingConfig
@@ -54,6 +54,26 @@ def test_unlabelled_scans_alone_are_enough(tmp_path: Path, make_scans: Callable[
     assert changed
     assert all(name.startswith("image_encoder.") and ".neck." not in name for name in changed)
     assert sorted(context.pictures) == ["reconstructions/step_000000.png", "reconstructions/step_000002.png"]
+
+
+def test_mobile_sam_is_pretrained_with_simmim_and_its_statistics_are_exported(
+    tmp_path: Path, make_scans: Callable[..., Path]
+) -> None:
+    unlabelled_store(tmp_path, make_scans(tmp_path / "scans", cases=3))
+    settings = {"out": tmp_path / "run", "data": {"store": tmp_path / "store"}}
+    settings["model"] = {"variant": "vit_t", "image_size": 32}
+    settings["optim"] = {"steps": 1, "batch_size": 2, "warmup_steps": 1, "log_every": 1}
+    with pytest.raises(ConfigError, match="set method=simmim"):
+        build_config(PretrainConfig, settings, source="test")
+    config = build_config(PretrainConfig, {**settings, "method": "simmim"}, source="test")
+    context = LocalContext()
+    context.device = torch.device("cpu")
+    after = pretrained_sam(config, pretrain(config, context)).state_dict()
+    before = pretrained_sam(config, {"weights": {}}).state_dict()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert "image_encoder.layers.3.blocks.1.local_conv.bn.running_mean" in changed
+    assert "image_encoder.layers.3.blocks.1.attn.qkv.weight" in changed
+    assert not any("neck" in name or "head" in name or "decoder" in name for name in changed)
 
 
 def test_one_patient_alone_is_refused(tmp_path: Path, make_scans: Callable[..., Path]) -> None:
