@@ -63,11 +63,12 @@ def fetch(version: ModelVersion, folder: Path) -> Path | None:
     """The file of a registered version, copied into `folder`; None where its artifact is gone."""
     try:
         copied = mlflow.artifacts.download_artifacts(
-            f"{version.source}/{REGISTERED_FILE}", dst_path=str(folder), tracking_uri=tracking_uri()
+            str(version.source), dst_path=str(folder), tracking_uri=tracking_uri()
         )
     except (MlflowException, OSError):
         return None
-    return Path(copied)
+    file = Path(copied) / REGISTERED_FILE
+    return file if file.is_file() else None
 
 
 def _ensure_model(client: MlflowClient, name: str) -> None:

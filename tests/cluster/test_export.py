@@ -15,15 +15,20 @@ from pipelines_support import samssl
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from samssl.cluster.lineage import describe_lineage
 from samssl.cluster.registry import register_encoder
+from samssl.cluster.stages import run_pretrain
 from samssl.cluster.tracking import open_run
+from samssl.config import UserError, load_config, parse_overrides
+from samssl.data.prepare import DataSource, PrepareConfig, prepare
+from samssl.data.splits import SplitConfig
 from samssl.files import sha256_file
 from samssl.models.checkpoints import save_weights, weights_digest
 from samssl.models.sam import ModelConfig, build_micro
+from samssl.train.pretrain import PretrainConfig
 from samssl.train.registering import RegisterConfig
 
 SETTINGS = {
-    "data": {"min_content": 0.0},
     "model": {"variant": "micro", "image_size": 32, "normalisation": "unit"},
     "mae": {"decoder_depth": 1, "decoder_dim": 32, "decoder_heads": 2},
     "optim": {"steps": 4, "batch_size": 4, "warmup_steps": 1, "validate_every": 2, "log_every": 1},
@@ -34,19 +39,34 @@ PATIENT = "scan_000"
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, make_scans: Callable[..., Path]) -> Path:
-    """A store, and a run of four steps whose learning rate is that of six."""
+    """A store, and a run of four steps."""
     root = tmp_path_factory.mktemp("export")
-    scans = make_scans(root / "scans", cases=5)
-    split = ["split.pool=2", "split.train=1", "split.val=1", "split.test=1"]
-    samssl(root, "prepare", "name=tiny", f"out={root / 'store'}", f"data.root={scans}", *split)
-    (root / "run.yaml").write_text(yaml.safe_dump(SETTINGS))
+    source = DataSource(root=make_scans(root / "scans", cases=5))
+    split = SplitConfig(pool=2, train=1, val=1, test=1)
+    prepare(PrepareConfig(name="tiny", out=root / "store", data=source, split=split, workers=1))
+    (root / "run.yaml").write_text(yaml.safe_dump(SETTINGS | {"data": {"store": str(root / "store")}}))
     pretrain(root, "first")
     return root
 
 
-def pretrain(root: Path, name: str, *settings: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    given = ["--config", str(root / "run.yaml"), f"data.store={root / 'store'}", f"out={root / name}"]
-    return samssl(root, "pretrain", *given, *settings, check=check)
+@pytest.fixture(autouse=True)
+def tracking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs in this process uses the database that the commands use."""
+    folder = request.getfixturevalue("root" if "root" in request.fixturenames else "tmp_path")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+
+
+def pretrain(root: Path, name: str, *settings: str) -> subprocess.CompletedProcess[str]:
+    return samssl(root, "pretrain", "--config", str(root / "run.yaml"), f"out={root / name}", *settings)
+
+
+def refusal(root: Path, *settings: str) -> str:
+    """Why the run is not started; nothing of it is written."""
+    given = parse_overrides([f"out={root / 'other'}", f"continue_from={root / 'first'}", *settings])
+    with pytest.raises(UserError) as caught:
+        run_pretrain(load_config(PretrainConfig, root / "run.yaml", given))
+    assert not (root / "other").exists()
+    return str(caught.value)
 
 
 def client(root: Path) -> MlflowClient:
@@ -55,11 +75,9 @@ def client(root: Path) -> MlflowClient:
 
 @pytest.mark.ray
 def test_a_run_goes_on_where_an_earlier_one_ended(root: Path) -> None:
-    refused = pretrain(root, "other", f"continue_from={root / 'first'}", "mae.decoder_depth=2", check=False)
-    assert "mae.decoder_depth (1 there, 2 here)" in refused.stderr
-    refused = pretrain(root, "other", f"continue_from={root / 'first'}", check=False)
-    assert "is at step 4 already" in refused.stderr
-    assert not (root / "other").exists()
+    assert "mae.decoder_depth (1 there, 2 here)" in refusal(root, "mae.decoder_depth=2")
+    assert "model.normalisation (unit there, sam here)" in refusal(root, "model.normalisation=sam")
+    assert "is at step 4 already" in refusal(root)
     done = pretrain(
         root, "more", f"continue_from={root / 'first'}", "optim.steps=6", "register.enabled=false"
     )
@@ -72,15 +90,14 @@ def test_a_run_goes_on_where_an_earlier_one_ended(root: Path) -> None:
     first, more = (json.loads((root / name / "run.json").read_text()) for name in ("first", "more"))
     assert more["inputs"]["encoder"] == first["outputs"]["encoder"] == sha256_file(root / "first/encoder.pth")
     assert more["inputs"]["state"] == first["outputs"]["state"] == sha256_file(root / "first/state.pt")
-    text = samssl(root, "lineage", str(root / "more/encoder.pth")).stdout
+    text, whole = describe_lineage(str(root / "more/encoder.pth"))
+    assert whole, text
     assert f"state {first['outputs']['state'][:16]}  verified" in text
-    assert "Unbroken" in text
     (root / "first/state.pt").rename(root / "kept.pt")
-    broken = samssl(root, "lineage", str(root / "more/encoder.pth"), check=False)
-    whole = samssl(root, "lineage", str(root / "first/encoder.pth"))
+    text, _ = describe_lineage(str(root / "more/encoder.pth"))
+    assert "BROKEN at: state (pretrain)" in text
+    assert describe_lineage(str(root / "first/encoder.pth"))[1]  # its own state may be deleted
     (root / "kept.pt").rename(root / "first/state.pt")
-    assert "BROKEN at: state (pretrain)" in broken.stdout
-    assert "Unbroken" in whole.stdout  # its own state may be deleted
 
 
 @pytest.mark.ray
@@ -105,12 +122,12 @@ def test_the_encoder_is_registered_and_its_lineage_followed(root: Path) -> None:
     assert weights_digest(load_file(file)) == weights_digest(kept)
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    broken = samssl(root, "lineage", "models:/samssl-micro-encoder/1", check=False)
+    text, whole = describe_lineage("models:/samssl-micro-encoder/1")
     file.write_bytes(content)
-    assert broken.returncode == 1
-    assert "BROKEN at: samssl-micro-encoder version 1" in broken.stdout
-    unknown = samssl(root, "lineage", "models:/samssl-micro-encoder@champion", check=False)
-    assert "is not in the registry" in unknown.stderr
+    assert not whole
+    assert "BROKEN at: samssl-micro-encoder version 1" in text
+    with pytest.raises(UserError, match="is not in the registry"):
+        describe_lineage("models:/samssl-micro-encoder@champion")
 
 
 @pytest.mark.ray
@@ -138,11 +155,12 @@ def test_an_export_is_sams_format_with_a_card_that_names_no_one(root: Path, tmp_
         assert PATIENT.encode() not in path.read_bytes()
         assert str(root).encode() not in path.read_bytes(), path
     for start in (model, model / "encoder.safetensors", model / "encoder.pth", out):
-        assert "Unbroken" in samssl(root, "lineage", str(start)).stdout
+        text, whole = describe_lineage(str(start))
+        assert whole, text
     shutil.copytree(model, tmp_path / "moved")
     (tmp_path / "moved/encoder.pth").unlink()
-    broken = samssl(root, "lineage", str(tmp_path / "moved"), check=False)
-    assert "No run in" in broken.stderr
+    with pytest.raises(UserError, match="No run in"):
+        describe_lineage(str(tmp_path / "moved"))
 
 
 def first_and_last(run: Path) -> str:
@@ -151,8 +169,7 @@ def first_and_last(run: Path) -> str:
     return f"{values[0]:.4g} | {values[-1]:.4g}"
 
 
-def test_runs_that_end_at_once_each_get_a_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+def test_runs_that_end_at_once_each_get_a_version(tmp_path: Path) -> None:
     encoders = []
     for seed in range(3):
         torch.manual_seed(seed)
