@@ -49,8 +49,7 @@ def run_prepare(config: PrepareConfig, place: Place = Place()) -> str:
 
 def run_pretrain(config: PretrainConfig, place: Place = Place()) -> Path:
     """Slice store to a SAM-format encoder checkpoint; returns its path."""
-    config, inputs = _pretrain_start(config)
-    report = check_checkpoint(config.model)  # here, before anything is started or written
+    config, inputs, report = _pretrain_start(config)
     checkpoint, state_file = config.out / RUN_FILE, config.out / STATE_FILE
     with stage("pretrain", config, inputs, place) as work:
         if not work.done:
@@ -72,8 +71,8 @@ def run_finetune(config: FinetuneConfig, place: Place = Place()) -> Path:
     """Slice store and SAM-format checkpoint to a model bundle; returns its path."""
     store = SliceStore(config.data.store)
     config = replace(config, model=resolve(config.model))
-    report = check_checkpoint(config.model)  # here, before anything is started or written
-    inputs = {"manifest": Input(store.digest, config.data.store), "encoder": encoder_of(config.model)}
+    encoder, report = encoder_of(config.model)
+    inputs = {"manifest": Input(store.digest, config.data.store), "encoder": encoder}
     bundle = config.out / "bundle"
     with stage("finetune", config, inputs, place) as work:
         if not work.done:
@@ -135,16 +134,21 @@ def manifest_of(store: Path) -> Input:
     return Input(SliceStore(store).digest, store)
 
 
-def encoder_of(model: ModelConfig) -> Input:
-    """The initial weights: the checkpoint by its SHA-256, or what random weights are drawn from."""
+def encoder_of(model: ModelConfig) -> tuple[Input, LoadReport]:
+    """The initial weights: the checkpoint by its SHA-256, or what random weights are drawn from.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit the model.
+    """
+    report = check_checkpoint(model)  # here, before anything is started or written
     file = resolve(model).checkpoint
     if not isinstance(file, Path):
-        return Input(f"{RANDOM}{model.variant}-{model.init_seed}", None)
-    return Input(sha256_file(file), file)
+        return Input(f"{RANDOM}{model.variant}-{model.init_seed}", None), report
+    return Input(sha256_file(file), file), report
 
 
-def _pretrain_start(config: PretrainConfig) -> tuple[PretrainConfig, dict[str, Input]]:
-    """The settings with everything said that follows from the initial weights, and the inputs.
+def _pretrain_start(config: PretrainConfig) -> tuple[PretrainConfig, dict[str, Input], LoadReport]:
+    """The settings with all that follows from the initial weights, the inputs, and what is loaded.
 
     A continued run starts from the weights of the earlier one, whose parts that do not train it keeps.
     """
@@ -152,11 +156,13 @@ def _pretrain_start(config: PretrainConfig) -> tuple[PretrainConfig, dict[str, I
     if earlier:
         model = replace(model, checkpoint=earlier)
     config = replace(config, model=resolve(model))
-    inputs = {"manifest": manifest_of(config.data.store), "encoder": encoder_of(config.model)}
     if earlier:
         print(f"pretrain: {check_continues(earlier, config)}", flush=True)
+    encoder, report = encoder_of(config.model)
+    inputs = {"manifest": manifest_of(config.data.store), "encoder": encoder}
+    if earlier:
         inputs["state"] = Input(sha256_file(earlier / STATE_FILE), earlier / STATE_FILE)
-    return config, inputs
+    return config, inputs, report
 
 
 def _tell_weights(work: StageRun, report: LoadReport) -> None:
