@@ -23,7 +23,7 @@ from samssl.models.checkpoints import (
     trained_tensors,
     weights_digest,
 )
-from samssl.models.sam import ModelConfig, build_sam
+from samssl.models.sam import ModelConfig, build_sam, resolve
 from samssl.models.strategies import StrategyConfig, segmenter_from
 from samssl.train.finetune import FinetuneConfig
 
@@ -51,9 +51,10 @@ class Bundle:
 
 def write_bundle(path: Path, config: FinetuneConfig, store: SliceStore, tuned: dict[str, Tensor]) -> str:
     """Write the folder `path`, whole or not at all; returns the SHA-256 over its files."""
-    base = weights_digest(build_sam(config.model).state_dict())
+    model = resolve(config.model)  # its normalisation belongs to the bundle, wherever the weights lie later
+    base = weights_digest(build_sam(model).state_dict())
     bundle = Bundle(
-        model=config.model,
+        model=model,
         strategy=config.strategy,
         labels=store.labels,
         seed=config.optim.seed,
@@ -61,7 +62,7 @@ def write_bundle(path: Path, config: FinetuneConfig, store: SliceStore, tuned: d
     )
     with written_aside(path) as folder:
         folder.mkdir()
-        tree = asdict(bundle) | {"model": to_tree(config.model), "strategy": to_tree(config.strategy)}
+        tree = asdict(bundle) | {"model": to_tree(model), "strategy": to_tree(config.strategy)}
         write_json(folder / "bundle.json", tree)
         save_tensors(tuned, folder / "tuned.safetensors")
     return sha256_tree(path)

@@ -40,6 +40,11 @@ STAGES = {
         "samssl.train.finetune:FinetuneConfig",
         "samssl.cluster.stages:run_finetune",
     ),
+    "export": Stage(
+        "pretrain run to weights with a model card, to publish",
+        "samssl.cluster.export:ExportConfig",
+        "samssl.cluster.export:run_export",
+    ),
     "evaluate": Stage(
         "model bundle to per-case scores",
         "samssl.evaluate:EvaluateConfig",
@@ -95,10 +100,12 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", nargs="*", metavar="field=value", help="as in optim.lr=3e-4")
         command.set_defaults(run=_run_stage, stage=stage, parser=command)
     lineage = commands.add_parser(
-        "lineage", help="print the chain behind a bundle or run, every digest re-checked"
+        "lineage", help="print the chain behind an encoder, bundle, export or run, every digest re-checked"
     )
     lineage.add_argument(
-        "start", metavar="BUNDLE_OR_RUN_ID", help="path of a model bundle, or an MLflow run id"
+        "start",
+        metavar="PATH_OR_RUN_ID",
+        help="path of an encoder, bundle, export or stage folder, models:/NAME@ALIAS, or an MLflow run id",
     )
     lineage.set_defaults(run=_run_lineage)
     return parser

@@ -82,5 +82,7 @@ class SimMim(nn.Module):
     def _predict(
         self, images: Tensor, hidden: Bool[Tensor, "B hw"], chosen: Int[Tensor, "B M"]
     ) -> Float[Tensor, "B M CPP"]:
-        tokens = encode_masked(self.image_encoder, normalise(images), hidden, self.mask_token)
+        tokens = encode_masked(
+            self.image_encoder, normalise(images, self.image_encoder), hidden, self.mask_token
+        )
         return self.head(self.norm(take(tokens, chosen)))

@@ -102,8 +102,10 @@ def save_state(state: Mapping[str, Any], path: Path) -> None:
             ) from None
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a `.safetensors` file, whole or not at all.
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a `.safetensors` file, `metadata` in its header, whole or not at all.
 
     Raises:
         OSError: the disk is full, or `path` cannot be written.
@@ -113,7 +115,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
     with written_aside(path) as partial:
         try:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
+            plain = {name: value.contiguous() for name, value in tensors.items()}
+            save_file(plain, partial, dict(metadata) if metadata else None)
         except SafetensorError as error:
             raise OSError(
                 errno.EIO, f"Writing failed, probably because the disk is full ({error})", str(path)

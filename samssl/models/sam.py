@@ -1,6 +1,7 @@
 """SAM from `segment_anything` at every size."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +13,15 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 
 from samssl.config import Count, config
-from samssl.models.checkpoints import check_fit, load_weights, read_weights
+from samssl.models.checkpoints import read_weights
+from samssl.models.initial import (
+    LoadReport,
+    Normalisation,
+    PublishedName,
+    fit_to,
+    initial_file,
+    normalisation_for,
+)
 from samssl.models.tinyvit import STRIDE, TinyViT
 
 Variant = Literal["micro", "vit_t", "vit_b", "vit_l", "vit_h"]
@@ -20,6 +29,8 @@ Variant = Literal["micro", "vit_t", "vit_b", "vit_l", "vit_h"]
 MICRO_IMAGE_SIZE = 64
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
+NORMALISATION = "normalisation"
+"""Attribute of an image encoder."""
 
 
 @config
@@ -29,10 +40,15 @@ class ModelConfig:
     variant: Variant = "vit_b"
     """`vit_b`, `vit_l`, `vit_h` as Meta published them, with `micro`, the same classes fit for a laptop;
     `vit_t` is MobileSAM."""
-    checkpoint: Path | None = None
-    """SAM-format weights (.pth or .safetensors); null draws them at random from `init_seed`."""
+    checkpoint: PublishedName | Path | None = None
+    """`sam`, `medsam`, `mobile_sam` or `mae`: published weights, their files in the folder that
+    SAMSSL_CHECKPOINTS names or else in `checkpoints`. A path: a SAM-format or official MAE file (.pth,
+    .safetensors), or the folder of an earlier pretrain run. null or `random`: drawn from `init_seed`."""
     init_seed: Count = 0
-    """Seed of the random weights, used only where `checkpoint` is null."""
+    """Seed of what the checkpoint does not have: everything where there is none."""
+    normalisation: Normalisation | None = None
+    """Of intensities in 0..1 on their way into the encoder: `sam` subtracts SAM's mean and divides by its
+    standard deviation, `unit` leaves them (MedSAM). null: what the weights were trained with."""
     image_size: Annotated[int, Ge(8)] = 1024
     """Side of the square model input in pixels; any multiple of the patch size (16; micro: 4)."""
 
@@ -103,32 +119,50 @@ def build_vit_t() -> Sam:
     )
 
 
+def resolve(model: ModelConfig) -> ModelConfig:
+    """`model` with its checkpoint as a file (None: random) and its normalisation said.
+
+    Raises:
+        CheckpointError: the checkpoint's name or folder leads to no file.
+    """
+    file = initial_file(model.checkpoint, model.variant)
+    return replace(model, checkpoint=file, normalisation=model.normalisation or normalisation_for(file))
+
+
 def build_sam(model: ModelConfig) -> Sam:
-    """SAM at `model.variant` with the weights of `model.checkpoint`, or drawn from `model.init_seed`.
+    """SAM at `model.variant` with the weights of `model.checkpoint`; the rest is drawn from `init_seed`.
 
     Raises:
         CheckpointError: the file is not a weights file, or its keys or shapes are another model's.
     """
+    model = resolve(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(model.init_seed)
         sam = _architecture(model.variant)
-        if model.checkpoint is None:
+        weights, report = _fitted(sam, model)
+        if report.new:
             initialise(sam.image_encoder)
-    if model.checkpoint is not None:
-        load_weights(sam, read_weights(model.checkpoint), source=str(model.checkpoint))
+    sam.load_state_dict(weights, strict=False)  # what is missing is `report.new`
+    setattr(sam.image_encoder, NORMALISATION, model.normalisation)
     return sam.eval()
 
 
-def check_checkpoint(model: ModelConfig) -> None:
-    """Refuse `model.checkpoint` as `build_sam` would, without building the model.
+def check_checkpoint(model: ModelConfig) -> LoadReport:
+    """Refuse `model.checkpoint` as `build_sam` would, without building the model; says what it would load.
 
     Raises:
         CheckpointError: see `build_sam`.
     """
-    if model.checkpoint is not None:
-        with torch.device("meta"):
-            sam = _architecture(model.variant)
-        check_fit(sam, read_weights(model.checkpoint), source=str(model.checkpoint))
+    with torch.device("meta"):
+        sam = _architecture(model.variant)
+    return _fitted(sam, resolve(model))[1]
+
+
+def _fitted(sam: Sam, model: ModelConfig) -> tuple[dict[str, Tensor], LoadReport]:
+    if isinstance(model.checkpoint, Path):
+        return fit_to(sam, read_weights(model.checkpoint), model.checkpoint)
+    source = f"{model.variant} drawn at random from init_seed {model.init_seed}"
+    return {}, LoadReport(source, "no checkpoint", new=tuple(sam.state_dict()))
 
 
 def _architecture(variant: Variant) -> Sam:
@@ -154,8 +188,13 @@ def initialise(image_encoder: ImageEncoderViT | TinyViT) -> None:
     nn.init.xavier_uniform_(image_encoder.patch_embed.proj.weight.flatten(1))
 
 
-def normalise(images: Tensor) -> Tensor:
-    """Intensities in [0, 1], [B, 1 or 3, H, W], to SAM's normalised three channels [B, 3, H, W]."""
+def normalise(images: Tensor, image_encoder: nn.Module) -> Tensor:
+    """Intensities in [0, 1], [B, 1 or 3, H, W], to the three channels that `image_encoder` expects.
+
+    Which normalisation that is, `build_sam` has noted on the encoder; one built otherwise expects SAM's.
+    """
+    if getattr(image_encoder, NORMALISATION, "sam") == "unit":
+        return images.expand(-1, 3, -1, -1)
     mean = images.new_tensor(PIXEL_MEAN).view(1, 3, 1, 1)
     std = images.new_tensor(PIXEL_STD).view(1, 3, 1, 1)
     return (images * 255 - mean) / std

@@ -51,18 +51,20 @@ def fit(
     *,
     order: Order | None = None,
     on_device: Callable[[Batch], Batch] = lambda batch: batch,
+    initial: State | None = None,
 ) -> State:
     """Train the parameters of `model` that require gradients; `model(batch)` gives a dict with `loss`.
 
     `validate` is called on every rank with the step, and reads the same `model`. `order` says which items
     an epoch shows (by default each once); `on_device` completes a batch that has reached the accelerator.
+    `initial` is the state of an earlier run to go on from, where this one has none of its own yet.
 
     Returns the state that was saved last: `weights` after the last step, `optimizer`, and `progress`
     with the history and, where `keep_best`, the weights of the best validation.
     """
     model = model.to(context.device)
     optimizer = build_optimizer(model, fit_config)
-    state = context.restore()
+    state = context.restore() or initial
     progress = _resume(state, model, optimizer) if state else Progress()
     if state is None:
         state = _validate_and_save(model, optimizer, validate, progress, fit_config, context)

@@ -21,8 +21,10 @@ from samssl.methods.targets import TargetConfig
 from samssl.models.checkpoints import put_weights
 from samssl.models.sam import ModelConfig, build_sam
 from samssl.train.context import RunContext, State
+from samssl.train.continuation import read_state
 from samssl.train.loop import Validation, fit
 from samssl.train.optim import FitConfig, uses_bf16
+from samssl.train.registering import RegisterConfig
 from samssl.train.resources import ResourcesConfig
 
 
@@ -70,7 +72,10 @@ class PretrainConfig:
     data: PretrainDataConfig
     """What to learn from."""
     model: ModelConfig = ModelConfig()
-    """What to start from."""
+    """What to start from; with `continue_from`, its checkpoint is not read."""
+    continue_from: Path | None = None
+    """Folder of an earlier pretrain run to go on from: weights, decoder, optimizer, step and place in the
+    stream of slices. `optim.steps` counts from its beginning."""
     method: Literal["mae", "simmim"] = "mae"
     """`mae` computes visible tokens only; `simmim` all of them, with mask tokens: slower, for any encoder."""
     masking: MaskingConfig = MaskingConfig()
@@ -81,6 +86,8 @@ class PretrainConfig:
     """Used where `method` is mae."""
     optim: PretrainFitConfig = PretrainFitConfig()
     """The optimisation."""
+    register: RegisterConfig = RegisterConfig()
+    """How the encoder is named in MLflow's model registry."""
     resources: ResourcesConfig = ResourcesConfig()
     """Where to train."""
 
@@ -101,7 +108,8 @@ def pretrain(config: PretrainConfig, context: RunContext) -> State:
     rows, held_out_rows = pretraining_rows(store, config.data)
     train = UnlabelledSlices(store, rows, size, config.data.crop)
     held_out = HeldOut(store, held_out_rows, config, model, context)
-    return fit(model, train, held_out.validate, config.optim, context)
+    initial = read_state(config.continue_from) if config.continue_from else None
+    return fit(model, train, held_out.validate, config.optim, context, initial=initial)
 
 
 def build_method(config: PretrainConfig) -> MaskedAutoencoder | SimMim:
