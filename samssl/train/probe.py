@@ -78,10 +78,11 @@ class Probe:
         self.train_rows = labelled_rows(self.store, "train", self.config.train_slices)
         self.val_rows = labelled_rows(self.store, "val", self.config.val_slices)
         self.has_labels = bool(self.train_rows and self.val_rows)
-        if self.config.every and not self.has_labels and self.context.rank == 0:
+        if self.has_labels:
+            self.train_slices, self.val_slices = self.slices(self.train_rows), self.slices(self.val_rows)
+        elif self.config.every and self.context.rank == 0:
             missing = "val" if self.train_rows else "train"
             print(f"pretrain: no probe/dice, as no patient in the split {missing} has labels", flush=True)
-        self.train_slices, self.val_slices = self.slices(self.train_rows), self.slices(self.val_rows)
 
     def measure(self, step: int) -> dict[str, float]:
         """Metrics of the encoder as it is at `step`; none where no look is due."""
