@@ -15,6 +15,13 @@ def embed_images(encoder: ImageEncoder, images: Float[Tensor, "B 3 H W"]) -> Flo
     return vit.encode_images(encoder, images) if isinstance(encoder, ImageEncoderViT) else encoder(images)
 
 
+def encode_tokens(encoder: ImageEncoder, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B h w D"]:
+    """All tokens of normalised `images` before the neck, which pretraining does not reach."""
+    if isinstance(encoder, ImageEncoderViT):
+        return vit.encode_all(encoder, images)
+    return encoder.encode(images).permute(0, 2, 3, 1)
+
+
 def token_side(encoder: ImageEncoder) -> int:
     """Side in pixels of what one token stands for."""
     return vit.patch_side(encoder) if isinstance(encoder, ImageEncoderViT) else STRIDE

@@ -24,6 +24,7 @@ from samssl.train.context import RunContext, State
 from samssl.train.continuation import read_state
 from samssl.train.loop import Validation, fit
 from samssl.train.optim import FitConfig, uses_bf16
+from samssl.train.probe import Probe, ProbeConfig
 from samssl.train.registering import RegisterConfig
 from samssl.train.resources import ResourcesConfig
 
@@ -88,6 +89,8 @@ class PretrainConfig:
     """The optimisation."""
     register: RegisterConfig = RegisterConfig()
     """How the encoder is named in MLflow's model registry."""
+    probe: ProbeConfig = ProbeConfig()
+    """What is measured of the encoder at validations, besides the loss."""
     resources: ResourcesConfig = ResourcesConfig()
     """Where to train."""
 
@@ -169,8 +172,15 @@ class HeldOut:
     def __post_init__(self) -> None:
         rows = self.rows
         picked = np.linspace(0, len(rows) - 1, min(len(rows), self.config.data.held_out)).round().astype(int)
-        self.slices = UnlabelledSlices(
-            self.store, [rows[index] for index in picked], self.config.model.image_size, crop=None
+        self.slices = self._whole_slices([rows[index] for index in picked])
+        self.probe = Probe(
+            self.store,
+            self.model.image_encoder,
+            self.slices,
+            self._whole_slices,
+            self.config.probe,
+            self.config.optim,
+            self.context,
         )
 
     def validate(self, step: int) -> Validation:
@@ -185,7 +195,10 @@ class HeldOut:
                 losses.append((self.model(batch)["loss"].item(), last - first))
         loss = sum(value * count for value, count in losses) / len(self.slices)
         self._show(step)
-        return Validation(score=-loss, metrics={"val/loss": loss})
+        return Validation(score=-loss, metrics={"val/loss": loss, **self.probe.measure(step)})
+
+    def _whole_slices(self, rows: list[Row]) -> UnlabelledSlices:
+        return UnlabelledSlices(self.store, rows, self.config.model.image_size, crop=None)
 
     def _show(self, step: int, count: int = 4) -> None:
         picked = (np.arange(count) + 0.5) / count * len(self.slices)  # not the first and last of volumes
