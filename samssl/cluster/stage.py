@@ -27,7 +27,10 @@ PATHS = ("out", "store", "data.store", "data.root", "data.csv", "model.checkpoin
 """Fields that say where something lies: what lies there is compared by digest instead."""
 
 
-RUNTIME = ("resources.", "optim.log_every", "optim.loader_workers")
+RUNTIME = (
+    *("resources.", "optim.log_every", "optim.save_every"),
+    *("optim.loader_workers", "optim.checkpoint_activations"),
+)
 """Fields, by how they begin, that change how a result is reached and not what it is."""
 
 
