@@ -91,13 +91,13 @@ def gradient_norm(parameters: list[nn.Parameter], clip: float) -> float:
     return float(norm)
 
 
-def all_agree(flag: bool, device: torch.device) -> bool:
-    """Whether `flag` is true on every rank."""
+def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:
+    """Each value's mean over all ranks; NaN where it is none on one of them. Every rank calls it."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return flag
-    votes = torch.tensor(float(flag), device=device)
-    dist.all_reduce(votes, op=dist.ReduceOp.MIN)
-    return bool(votes.item())
+        return values
+    sums = torch.tensor(list(values.values()), dtype=torch.float32, device=device)
+    dist.all_reduce(sums)
+    return dict(zip(values, (sums / dist.get_world_size()).tolist(), strict=True))
 
 
 def is_sharded(model: nn.Module) -> bool:

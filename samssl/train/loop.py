@@ -15,7 +15,7 @@ from torch import nn
 from samssl.config import UserError
 from samssl.models.recompute import choose_block_mode, why_not_compiled
 from samssl.train.context import RunContext, State
-from samssl.train.distributed import all_agree, gathered, gradient_norm, is_sharded, whole
+from samssl.train.distributed import gathered, gradient_norm, is_sharded, mean_over_ranks, whole
 from samssl.train.feed import (
     Batch,
     KeyedDataset,
@@ -140,10 +140,8 @@ class _Run:
         torch.manual_seed(sample_key(self.config.seed, step))
         self.optimizer.zero_grad(set_to_none=True)
         buffers = {name: value.clone() for name, value in running_buffers(self.model).items()}
-        losses = self._backward(batch, on_device)
-        norm = self._clip()
-        sound = math.isfinite(losses["loss"]) and math.isfinite(norm)
-        if not all_agree(sound, self.context.device):
+        losses = mean_over_ranks(self._backward(batch, on_device), self.context.device)
+        if not (math.isfinite(losses["loss"]) and math.isfinite(self._clip())):
             self.progress.skipped += 1
             self.progress.skipped_in_row += 1
             put_buffers(self.model, buffers)
