@@ -14,7 +14,9 @@ from torch.utils.data import default_collate
 from samssl.config import Count, Fraction, PositiveFloat, PositiveInt, UserError, config
 from samssl.data.datasets import CropConfig, Row, UnlabelledSlices, rows_of
 from samssl.data.slices import SliceStore
+from samssl.masking import MaskingConfig
 from samssl.methods.mae import MaeConfig, MaskedAutoencoder
+from samssl.methods.targets import TargetConfig
 from samssl.models.checkpoints import put_weights
 from samssl.models.sam import ModelConfig, build_sam
 from samssl.train.context import RunContext, State
@@ -68,8 +70,14 @@ class PretrainConfig:
     """What to learn from."""
     model: ModelConfig = ModelConfig()
     """What to start from."""
+    method: Literal["mae", "simmim"] = "mae"
+    """`mae` computes visible tokens only; `simmim` all of them, with mask tokens: slower, for any encoder."""
+    masking: MaskingConfig = MaskingConfig()
+    """What is hidden."""
+    targets: TargetConfig = TargetConfig()
+    """What is predicted."""
     mae: MaeConfig = MaeConfig()
-    """The self-supervised task."""
+    """Used where `method` is mae."""
     optim: PretrainFitConfig = PretrainFitConfig()
     """The optimisation."""
     resources: ResourcesConfig = ResourcesConfig()
@@ -83,12 +91,23 @@ def pretrain(config: PretrainConfig, context: RunContext) -> State:
     """Pretrain on every rank of `context`; the result is what `fit` saved last."""
     store = SliceStore(config.data.store)
     torch.manual_seed(config.optim.seed)
-    model = MaskedAutoencoder(build_sam(config.model).image_encoder, config.mae)
+    model = build_method(config)
     size = config.model.image_size
     rows, held_out_rows = pretraining_rows(store, config.data)
     train = UnlabelledSlices(store, rows, size, config.data.crop)
     held_out = HeldOut(store, held_out_rows, config, model, context)
     return fit(model, train, held_out.validate, config.optim, context)
+
+
+def build_method(config: PretrainConfig) -> MaskedAutoencoder:
+    """The self-supervised method around the initial encoder."""
+    return MaskedAutoencoder(
+        build_sam(config.model).image_encoder,
+        config.mae,
+        image_size=config.model.image_size,
+        masking=config.masking,
+        targets=config.targets,
+    )
 
 
 def pretraining_rows(store: SliceStore, data: PretrainDataConfig) -> tuple[list[Row], list[Row]]:
@@ -169,7 +188,7 @@ class HeldOut:
 
 def _tile(columns: list[Tensor], gap: int = 2, at_least: int = 128) -> np.ndarray:
     """Columns of B grey images each, side by side as RGB [H, W, 3] of uint8; rows are images."""
-    padded = [torch.nn.functional.pad(column[:, 0], (gap, gap, gap, gap), value=1.0) for column in columns]
+    padded = [torch.nn.functional.pad(column.mean(1), (gap, gap, gap, gap), value=1.0) for column in columns]
     grid = torch.cat([torch.cat(list(column), dim=0) for column in padded], dim=1)
     zoom = max(1, -(-at_least // columns[0].shape[-1]))
     grey = (grid.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()

@@ -7,7 +7,8 @@ import torch
 from samssl.config import UserError
 from samssl.data.prepare import DataSource, PrepareConfig, prepare
 from samssl.data.slices import SliceStore
-from samssl.methods.mae import MaeConfig
+from samssl.masking import MaskingConfig
+from samssl.methods.mae import MaeConfig, MaskedAutoencoder
 from samssl.models.sam import ModelConfig
 from samssl.train.context import LocalContext
 from samssl.train.pretrain import (
@@ -62,7 +63,7 @@ def test_one_patient_alone_is_refused(tmp_path: Path, make_scans: Callable[..., 
 
 
 def test_a_ratio_that_hides_nothing_of_a_window_is_refused(micro_sam) -> None:
-    from samssl.methods.mae import MaskedAutoencoder
-
-    with pytest.raises(UserError, match=r"mask_ratio 0\.01 hides none or all"):
-        MaskedAutoencoder(micro_sam.image_encoder, MaeConfig(mask_ratio=0.01))
+    with pytest.raises(UserError, match=r"ratio 0\.01 hides none or all"):
+        MaskedAutoencoder(
+            micro_sam.image_encoder, MaeConfig(), image_size=64, masking=MaskingConfig(ratio=0.01)
+        )
