@@ -155,7 +155,9 @@ class RayContext:
         """
         if self.strategy == "fsdp" and self.world_size > 1:
             return shard(model.to(self.device), self.device)
-        return ray.train.torch.prepare_model(model)
+        return ray.train.torch.prepare_model(
+            model, parallel_strategy_kwargs={"gradient_as_bucket_view": True}
+        )
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """To MLflow, from rank 0."""

@@ -94,7 +94,7 @@ class _Run:
     config: FitConfig
     context: RunContext
     state: State = field(default_factory=dict)
-    """What was saved last."""
+    """What was saved last, once nothing is left to do."""
 
     @classmethod
     def start(
@@ -117,7 +117,7 @@ class _Run:
         if run.average is None and fit_config.ema_decay:
             run.average = WeightAverage(model, fit_config.ema_decay)
         if saved:
-            run.state = saved
+            run.state = saved if run.is_finished() else {}
         else:
             context.log({"peak_lr": peak_lr(fit_config)}, run.progress.step)
             if not initial:
@@ -125,6 +125,10 @@ class _Run:
             run.progress.validations_since_best = 0
             run._save()
         return run
+
+    def is_finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.progress.step >= self.config.steps or self.is_over()
 
     def is_over(self) -> bool:
         """Whether the score has not got better for as long as `patience` says."""
@@ -207,9 +211,11 @@ class _Run:
             weights = gathered(trained_parameters(self.model))
         raw = gathered(trained_parameters(self.model)) if self.average else {}
         optimizer = gathered(self.optimizer.state_dict())
-        self.state = {"weights": weights, "raw_weights": raw, "optimizer": optimizer, "progress": progress}
-        self.state["buffers"] = gathered(running_buffers(self.model))
-        self.context.save(self.state, {"score": self.progress.best_score})
+        buffers = gathered(running_buffers(self.model))
+        state = {"weights": weights, "raw_weights": raw, "buffers": buffers}
+        state |= {"optimizer": optimizer, "progress": progress}
+        self.context.save(state, {"score": self.progress.best_score})
+        self.state = state if self.is_finished() else {}
 
     def _resume(self, state: State) -> None:
         self.progress = Progress(**state["progress"])
