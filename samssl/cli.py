@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samssl.config import UserError, describe, load_config, parse_overrides
+from samssl.config import UserError, describe, flatten, load_config, parse_overrides, read_yaml
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--help", "-h", action="store_true", help="show this page")
         command.add_argument("overrides", nargs="*", metavar="field=value", help="as in optim.lr=3e-4")
         command.set_defaults(run=_run_stage, stage=stage, parser=command)
+    _add_plan(commands)
     lineage = commands.add_parser(
         "lineage", help="print the chain behind an encoder, bundle, export or run, every digest re-checked"
     )
@@ -109,6 +110,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     lineage.set_defaults(run=_run_lineage)
     return parser
+
+
+def _add_plan(commands: Any) -> None:
+    text = "memory and time per step of a pretrain run, before it is started"
+    plan = commands.add_parser("plan", help=text, description=text)
+    plan.add_argument("--config", type=Path, help="YAML file of `samssl pretrain`")
+    plan.add_argument("--gib", type=float, help="memory of one GPU; without it, this machine is planned for")
+    plan.add_argument("--tflops", type=float, help="peak of one GPU in the run's precision, in 1e12 FLOP/s")
+    plan.add_argument("--utilisation", type=float, default=0.35, help="share of that peak that is reached")
+    plan.add_argument("overrides", nargs="*", metavar="field=value", help="as in optim.batch_size=4")
+    plan.set_defaults(run=_run_plan)
+
+
+def _run_plan(parsed: argparse.Namespace) -> None:
+    overrides = parse_overrides(parsed.overrides)
+    given = flatten(read_yaml(parsed.config)) if parsed.config else {}
+    overrides |= {name: "-" for name in ("out", "data.store") if name not in given | overrides}
+    config = load_config(_load("samssl.train.pretrain:PretrainConfig"), parsed.config, overrides)
+    print(_load("samssl.train.plan:describe_plan")(config, parsed.gib, parsed.tflops, parsed.utilisation))
 
 
 def _run_stage(parsed: argparse.Namespace) -> None:

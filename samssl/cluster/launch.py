@@ -1,6 +1,8 @@
 """The Ray side of a run: starting Ray, training in Ray Train workers, mapping over Ray tasks."""
 
+import functools
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -24,13 +26,15 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.experimental import tqdm_ray
+from ray.train.v2.api.report_config import CheckpointUploadMode
 from torch import nn
 
 from samssl.cluster.tracking import Run
 from samssl.config import UserError
 from samssl.models.checkpoints import save_state
 from samssl.train.context import RunContext, State
-from samssl.train.resources import ResourcesConfig
+from samssl.train.distributed import shard
+from samssl.train.resources import ResourcesConfig, Strategy
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -95,7 +99,9 @@ def train(
 
     def train_loop() -> UserError | None:
         torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
-        context = RayContext(run, bars)
+        context = RayContext(run, bars, resources.strategy)
+        if context.device.type == "cpu":
+            keep_freed_memory()
         try:
             task(config, context)
         except UserError as error:
@@ -134,16 +140,26 @@ def train(
 class RayContext:
     """`samssl.train.context.RunContext` in a Ray Train worker."""
 
-    def __init__(self, run: Run, bars: bool) -> None:
+    def __init__(self, run: Run, bars: bool, strategy: Strategy) -> None:
         worker = ray.train.get_context()
         self.rank, self.world_size = worker.get_world_rank(), worker.get_world_size()
         self.device = ray.train.torch.get_device()
-        self.run, self.bars = run, bars
+        self.run, self.bars, self.strategy = run, bars, strategy
+        self.storage = worker.get_storage()
         self.bar: tqdm_ray.tqdm | None = None
+        self.written = threading.Event()
+        self.written.set()
 
     def prepare_model(self, model: nn.Module) -> nn.Module:
-        """Ray's DDP wrapping where there is more than one worker."""
-        return ray.train.torch.prepare_model(model)
+        """Where there is more than one worker Ray's DDP wrapping, or the model sharded in place.
+
+        Ray's own FSDP wants a GPU and hooks `forward`, which the encoder's blocks are not run through.
+        """
+        if self.strategy == "fsdp" and self.world_size > 1:
+            return shard(model.to(self.device), self.device)
+        return ray.train.torch.prepare_model(
+            model, parallel_strategy_kwargs={"gradient_as_bucket_view": True}
+        )
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """To MLflow, from rank 0."""
@@ -167,13 +183,33 @@ class RayContext:
         self.bar.update(step - self.bar._x)
 
     def save(self, state: State, metrics: dict[str, float]) -> None:
-        """Report to Ray Train; rank 0 brings the checkpoint, which Ray makes visible once it is whole."""
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint = None
-            if self.rank == 0:
-                save_state(state, Path(folder) / STATE_FILE)
-                checkpoint = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report(metrics, checkpoint=checkpoint)
+        """Report to Ray Train; rank 0 writes `state`, which it must own, while training goes on.
+
+        Ray makes the checkpoint visible once it is whole, and waits for the last one before a run ends.
+        At most one is written at a time: the next call waits for it.
+        """
+        self.written.wait()
+        checkpoint = None
+        if self.rank == 0:
+            self.written.clear()
+            checkpoint = ray.train.Checkpoint.from_directory(tempfile.mkdtemp(prefix="samssl_state_"))
+        ray.train.report(
+            metrics,
+            checkpoint=checkpoint,
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=functools.partial(self._write, state),
+        )
+
+    def _write(self, state: State, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        """In Ray's own thread: `state` to a file of this machine, and from there to the run's storage."""
+        try:
+            save_state(state, Path(checkpoint.path) / STATE_FILE)
+            return self.storage.persist_current_checkpoint(checkpoint, name)
+        except BaseException:
+            shutil.rmtree(checkpoint.path, ignore_errors=True)
+            raise
+        finally:
+            self.written.set()
 
     def restore(self) -> State | None:
         """The last checkpoint of this run, after a lost worker or a second start of the driver."""

@@ -30,7 +30,10 @@ PATHS = (
 """Fields that say where something lies: what lies there is compared by digest instead."""
 
 
-RUNTIME = ("resources.", "register.", "optim.log_every", "optim.loader_workers")
+RUNTIME = (
+    *("resources.", "register.", "optim.log_every", "optim.save_every"),
+    *("optim.loader_workers", "optim.checkpoint_activations"),
+)
 """Fields, by how they begin, that change how a result is reached and not what it is."""
 
 

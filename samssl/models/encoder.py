@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from samssl.masking import VisibleTokens, all_tokens
 from samssl.models.attention import attend
+from samssl.models.recompute import run_block
 
 
 def encode_images(encoder: ImageEncoderViT, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
@@ -47,9 +48,7 @@ def encode_visible(
     tokens = _embed(encoder, images, visible, hidden, mask_token)
     for block in encoder.blocks:
         assert isinstance(block, Block)
-        attend = _attend_in_windows if block.window_size else _attend_globally
-        tokens = tokens + attend(block.attn, block.norm1(tokens), visible)
-        tokens = tokens + block.mlp(block.norm2(tokens))
+        tokens = run_block(block, _run_block, tokens, visible)
     return tokens
 
 
@@ -78,6 +77,12 @@ def patchify(images: Float[Tensor, "B C H W"], patch: int) -> Float[Tensor, "B N
     """Patches in raster order, each flattened channel first as a convolution's weight is."""
     patches = images.unfold(2, patch, patch).unfold(3, patch, patch)
     return patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+
+
+def _run_block(block: Block, tokens: Tensor, visible: VisibleTokens) -> Tensor:
+    attend_among = _attend_in_windows if block.window_size else _attend_globally
+    tokens = tokens + attend_among(block.attn, block.norm1(tokens), visible)
+    return tokens + block.mlp(block.norm2(tokens))
 
 
 def _embed(

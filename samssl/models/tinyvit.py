@@ -13,6 +13,8 @@ from segment_anything.modeling.common import LayerNorm2d
 from timm.models import tiny_vit
 from torch import Tensor, nn
 
+from samssl.models.recompute import run_block
+
 STRIDE = 16
 """Pixels per token of the last stages, in each direction."""
 
@@ -74,7 +76,7 @@ class TinyViT(nn.Module):
         assert height % STRIDE == width % STRIDE == 0, f"{height} x {width} is not a multiple of {STRIDE}"
         tokens = self.patch_embed(images)
         for layer in self.layers:
-            tokens = layer(tokens)
+            tokens = run_block(layer, _run_stage, tokens)
         return tokens
 
     def train(self, mode: bool = True) -> "TinyViT":
@@ -84,6 +86,10 @@ class TinyViT(nn.Module):
             if isinstance(module, nn.BatchNorm2d):
                 module.train(mode and module.weight.requires_grad)
         return self
+
+
+def _run_stage(stage: nn.Module, tokens: Tensor) -> Tensor:
+    return stage.forward(tokens)
 
 
 class PatchEmbedding(nn.Module):

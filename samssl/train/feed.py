@@ -36,6 +36,23 @@ def batch_draws(order: "Order", position: int, count: int, seed: int) -> list[tu
     return draws
 
 
+def say_draws(data: KeyedDataset, draws: list[tuple[int, int]], limit: int = 20) -> str:
+    """A sentence that names the slices of `draws`: those that hold numbers that are none, or else all.
+
+    They are named by `data.describe(index)` where `data` has it, and by their index where not.
+    """
+    describe = getattr(data, "describe", lambda index: f"item {index}")
+    broken = [index for index, key in draws if not _is_finite(data[index, key])]
+    what = "These slices hold values that are no number" if broken else "They learnt from these slices"
+    names = list(dict.fromkeys(str(describe(index)) for index in broken or [index for index, _ in draws]))
+    more = f", and {len(names) - limit} more" if len(names) > limit else ""
+    return f"{what}: {', '.join(names[:limit])}{more}."
+
+
+def _is_finite(item: dict[str, Tensor]) -> bool:
+    return all(bool(value.isfinite().all()) for value in item.values())
+
+
 def sample_key(seed: int, place: int) -> int:
     """A well-mixed 62-bit number from the seed and the place in the stream (splitmix64's finaliser)."""
     mixed = (seed * 0x9E3779B97F4A7C15 + place * 0xD1B54A32D192ED03 + 0x8CB92BA72F3D8DD7) % 2**64

@@ -1,6 +1,10 @@
 """What a training run asks of the machine or the cluster."""
 
+from typing import Literal
+
 from samssl.config import Count, PositiveInt, config
+
+Strategy = Literal["ddp", "fsdp"]
 
 
 @config
@@ -9,6 +13,8 @@ class ResourcesConfig:
 
     workers: PositiveInt = 1
     """Processes that train together, each with its own share of the batch."""
+    strategy: Strategy = "ddp"
+    """What workers share: `ddp` the batch only; `fsdp` weights, gradients and optimizer state as well."""
     use_gpu: bool | None = None
     """One GPU for each worker; null takes GPUs where the cluster has them."""
     cpus_per_worker: Count = 0

@@ -13,6 +13,7 @@ from samssl.config import ConfigError, UserError, build_config
 from samssl.models.backbones import embed_images
 from samssl.models.checkpoints import CheckpointError, load_weights, put_weights, trained_weights
 from samssl.models.decoder import AutomaticSam
+from samssl.models.recompute import choose_block_mode
 from samssl.models.sam import ModelConfig, build_micro, build_sam
 from samssl.models.strategies import StrategyConfig, apply_strategy
 from samssl.models.tinyvit import TinyViT, WindowAttention
@@ -122,3 +123,20 @@ def test_unused_weights_of_the_published_file_are_kept_and_never_train() -> None
     encoder = TinyViT()
     assert encoder.state_dict()["head.weight"].shape == (1000, 320)
     assert not any("head" in name for name, _ in encoder.named_parameters())
+
+
+def test_recomputed_stages_give_the_same_gradients_and_gather_statistics_once(micro_mobile_sam: Sam) -> None:
+    holder = nn.ModuleDict({"image_encoder": micro_mobile_sam.image_encoder})
+    found = []
+    for recompute in (False, True):
+        model = copy.deepcopy(holder).train()
+        choose_block_mode(model, recompute=recompute, compiled=False)
+        encoder = model["image_encoder"]
+        assert isinstance(encoder, TinyViT)
+        images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        encoder.encode(images).square().mean().backward()
+        gradients = {n: p.grad for n, p in encoder.named_parameters() if p.grad is not None}
+        found.append((gradients, dict(encoder.named_buffers())))
+    for plain, recomputed in zip(*found, strict=True):
+        assert plain.keys() == recomputed.keys()
+        assert all(torch.equal(recomputed[name], plain[name]) for name in plain)
