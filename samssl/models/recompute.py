@@ -66,11 +66,14 @@ def _run(block: nn.Module, function: Callable[..., Tensor], tokens: Tensor, *res
 def _statistics_left(block: nn.Module) -> Iterator[None]:
     """Inside, batch norms do not gather statistics: they did so when the block ran first."""
     norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    kept = [dict(norm._buffers) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
-    yield
-    for norm in norms:
-        norm.track_running_stats = True
+        norm._buffers.update({name: value.clone() for name, value in norm.named_buffers(recurse=False)})
+    try:
+        yield
+    finally:  # recomputation stops by an exception as soon as it has what it needs
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers.update(buffers)
 
 
 @functools.cache

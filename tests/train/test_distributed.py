@@ -63,7 +63,9 @@ def train(folder: Path, strategy: str = "ddp", **changes: Any) -> None:
     """Train the micro MAE; every validation looks at the encoder from outside its forward."""
     torch.manual_seed(0)
     encoder = build_sam(ModelConfig(variant="micro", image_size=32)).image_encoder
-    model = MaskedAutoencoder(encoder, MaeConfig(decoder_depth=1, decoder_dim=32, decoder_heads=2))
+    model = MaskedAutoencoder(
+        encoder, MaeConfig(decoder_depth=1, decoder_dim=32, decoder_heads=2), image_size=32
+    )
 
     def validate(step: int) -> Validation:
         batch = {"image": torch.ones(1, 1, 32, 32).tril(), "key": torch.tensor([1])}
