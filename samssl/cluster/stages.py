@@ -44,6 +44,8 @@ def run_prepare(config: PrepareConfig, place: Place = Place()) -> str:
 def run_pretrain(config: PretrainConfig, place: Place = Place()) -> Path:
     """Slice store to a SAM-format encoder checkpoint; returns its path."""
     inputs = {"manifest": manifest_of(config.data.store), "encoder": encoder_of(config.model)}
+    for number, store in enumerate(config.data.more_stores, start=2):
+        inputs[f"manifest_{number}"] = manifest_of(store)
     checkpoint = config.out / "encoder.pth"
     with stage("pretrain", config, inputs, place) as work:
         if not work.done:
@@ -65,9 +67,8 @@ def run_finetune(config: FinetuneConfig, place: Place = Place()) -> Path:
         if not work.done:
             warn_of_other_store(inputs["encoder"], inputs["manifest"])
             shots = training_rows(store, config.data)
-            write_text(
-                config.out / "shots.csv", "\n".join(["case,z", *(f"{case},{z}" for case, z in shots)]) + "\n"
-            )
+            listed = [store.describe(row).replace("/", ",") for row in shots.tolist()]
+            write_text(config.out / "shots.csv", "\n".join(["case,z", *listed]) + "\n")
             state = train(finetune, config, config.resources, work.run, work.out / "ray")
             progress = state["progress"]
             digest = write_bundle(bundle, config, store, tuned_weights(state))

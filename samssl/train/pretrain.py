@@ -1,6 +1,7 @@
 """Stage one: masked autoencoding of SAM's image encoder on unlabelled slices."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,8 +13,11 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from samssl.config import Count, Fraction, PositiveFloat, PositiveInt, UserError, config
-from samssl.data.datasets import CropConfig, Row, UnlabelledSlices, rows_of
+from samssl.data.datasets import Pooled, Rows, UnlabelledSlices, rows_of
+from samssl.data.inputs import InputConfig, check_input, unit_images
+from samssl.data.mixture import BalanceConfig, Mixture
 from samssl.data.slices import SliceStore
+from samssl.data.views import CropConfig, still
 from samssl.methods.mae import MaeConfig, MaskedAutoencoder
 from samssl.models.checkpoints import put_weights
 from samssl.models.sam import ModelConfig, build_sam
@@ -28,15 +32,23 @@ class PretrainDataConfig:
     """Which slices are pretrained on."""
 
     store: Path
-    """The slice store, as `prepare` writes it."""
+    """The slice store, as `prepare` writes it: a folder, or a URL that fsspec reads."""
+    more_stores: tuple[Path, ...] = ()
+    """Further stores that are pretrained on together with it, of other modalities perhaps."""
+    cache: Path | None = None
+    """Local folder that keeps what is read of a remote store, each file fetched once."""
     splits: tuple[Literal["pool", "train", "val", "test"], ...] = ("pool", "train")
     """Splits whose slices are learnt from, masks unused; keep `val` and `test` out."""
     min_content: Fraction = 0.05
     """Slices with less of their area above air are left out."""
     held_out: PositiveInt = 64
     """At most so many slices of held-out patients, spread evenly, on which reconstruction is checked."""
+    input: InputConfig = InputConfig()
+    """Channels and intensities."""
     crop: CropConfig = CropConfig()
-    """How slices are cropped and mirrored."""
+    """How slices are cropped and varied."""
+    balance: BalanceConfig = BalanceConfig()
+    """How often slices of a rare modality are shown."""
 
     def __post_init__(self) -> None:
         leaked = {"val", "test"} & set(self.splits)
@@ -81,17 +93,32 @@ class PretrainConfig:
 
 def pretrain(config: PretrainConfig, context: RunContext) -> State:
     """Pretrain on every rank of `context`; the result is what `fit` saved last."""
-    store = SliceStore(config.data.store)
+    data, size = config.data, config.model.image_size
+    stores = [SliceStore(root, data.cache) for root in (data.store, *data.more_stores)]
+    check_input(data.input, *stores)
     torch.manual_seed(config.optim.seed)
     model = MaskedAutoencoder(build_sam(config.model).image_encoder, config.mae)
-    size = config.model.image_size
-    rows, held_out_rows = pretraining_rows(store, config.data)
-    train = UnlabelledSlices(store, rows, size, config.data.crop)
-    held_out = HeldOut(store, held_out_rows, config, model, context)
-    return fit(model, train, held_out.validate, config.optim, context)
+    rows = [pretraining_rows(store, data) for store in stores]
+    train, checked = (
+        [
+            UnlabelledSlices(store, chosen, size, crop, data.input)
+            for store, chosen in zip(stores, part, strict=True)
+        ]
+        for part, crop in zip(zip(*rows, strict=True), (data.crop, still(data.crop)), strict=True)
+    )
+    slices = Pooled(train)
+    held_out = HeldOut(Pooled(checked), config, model, context)
+    order = mixed_order(slices, data.balance)
+    return fit(model, slices, held_out.validate, config.optim, context, order=order, on_device=unit_images)
 
 
-def pretraining_rows(store: SliceStore, data: PretrainDataConfig) -> tuple[list[Row], list[Row]]:
+def mixed_order(slices: Pooled, balance: BalanceConfig) -> Mixture | None:
+    """The order that balances groups of slices; None, each slice once an epoch, where there is one group."""
+    groups = slices.groups(balance.by)
+    return Mixture(groups, balance.temperature) if groups.max() > 0 else None
+
+
+def pretraining_rows(store: SliceStore, data: PretrainDataConfig) -> tuple[Rows, Rows]:
     """Slices to learn from, and slices of other patients to check on.
 
     The latter are those of the split `val`. A store without one, as of unlabelled scans only, gives up
@@ -100,16 +127,17 @@ def pretraining_rows(store: SliceStore, data: PretrainDataConfig) -> tuple[list[
     Raises:
         UserError: nothing is left to learn from or to check on.
     """
-    rows = rows_of(store, list(data.splits), data.min_content)
-    if (store.index["split"] == "val").any():
+    rows = rows_of(store, data.splits, data.min_content)
+    if store.cases("val"):
         return rows, rows_of(store, ["val"], data.min_content)
-    patients = {case: str(store.info(case)["patient"]) for case in dict.fromkeys(case for case, _ in rows)}
-    ranked = sorted(set(patients.values()), key=lambda patient: hashlib.sha256(patient.encode()).digest())
+    numbers, names = store.rows.groups("patient")
+    patients = {names[number] for number in np.unique(numbers[rows])}
+    ranked = sorted(patients, key=lambda patient: hashlib.sha256(patient.encode()).digest())
     if len(ranked) < 2:
         raise UserError(f"The store {store.root} has one patient; pretraining needs another to check on.")
     checked = set(ranked[: -(-len(ranked) // 10)])
-    held_out = [row for row in rows if patients[row[0]] in checked]
-    return [row for row in rows if patients[row[0]] not in checked], held_out
+    held_out = np.isin(numbers[rows], [number for number, name in enumerate(names) if name in checked])
+    return rows[~held_out], rows[held_out]
 
 
 def pretrained_sam(config: PretrainConfig, state: State) -> Sam:
@@ -129,47 +157,47 @@ def pretrained_sam(config: PretrainConfig, state: State) -> Sam:
 class HeldOut:
     """Reconstruction of held-out patients' slices, always the same slices under the same masks."""
 
-    store: SliceStore
-    rows: list[Row]
+    slices: Pooled
     config: PretrainConfig
     model: MaskedAutoencoder
     context: RunContext
 
     def __post_init__(self) -> None:
-        rows = self.rows
-        picked = np.linspace(0, len(rows) - 1, min(len(rows), self.config.data.held_out)).round().astype(int)
-        self.slices = UnlabelledSlices(
-            self.store, [rows[index] for index in picked], self.config.model.image_size, crop=None
-        )
+        count = min(len(self.slices), self.config.data.held_out)
+        self.picked = np.linspace(0, len(self.slices) - 1, count).round().astype(int).tolist()
+
+    def batch(self, places: Iterable[int]) -> dict[str, Tensor]:
+        """The held-out slices at these places, ready on the device; each place is its own key."""
+        batch = default_collate([self.slices[self.picked[place], place] for place in places])
+        return unit_images({name: value.to(self.context.device) for name, value in batch.items()})
 
     def validate(self, step: int) -> Validation:
         """Mean loss over the held-out slices; a picture of the first few."""
         device, optim = self.context.device, self.config.optim
         losses = []
-        for first in range(0, len(self.slices), optim.batch_size):
-            last = min(first + optim.batch_size, len(self.slices))
-            batch = default_collate([self.slices[index, index] for index in range(first, last)])
-            batch = {name: value.to(device) for name, value in batch.items()}
+        for first in range(0, len(self.picked), optim.batch_size):
+            last = min(first + optim.batch_size, len(self.picked))
+            batch = self.batch(range(first, last))
             with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(optim, device)):
                 losses.append((self.model(batch)["loss"].item(), last - first))
-        loss = sum(value * count for value, count in losses) / len(self.slices)
+        loss = sum(value * count for value, count in losses) / len(self.picked)
         self._show(step)
         return Validation(score=-loss, metrics={"val/loss": loss})
 
     def _show(self, step: int, count: int = 4) -> None:
-        picked = (np.arange(count) + 0.5) / count * len(self.slices)  # not the first and last of volumes
-        picked = np.unique(picked.astype(int))
-        batch = default_collate([self.slices[int(index), int(index)] for index in picked])
-        batch = {name: value.to(self.context.device) for name, value in batch.items()}
-        shown = self.model.reconstruct(batch)
+        picked = (np.arange(count) + 0.5) / count * len(self.picked)  # not the first and last of volumes
+        shown = self.model.reconstruct(self.batch(np.unique(picked.astype(int)).tolist()))
         masked = torch.where(shown.hidden, 0.5, shown.images)
         columns = [shown.images, masked, shown.predicted]
         self.context.picture(f"reconstructions/step_{step:06d}.png", _tile(columns))
 
 
 def _tile(columns: list[Tensor], gap: int = 2, at_least: int = 128) -> np.ndarray:
-    """Columns of B grey images each, side by side as RGB [H, W, 3] of uint8; rows are images."""
-    padded = [torch.nn.functional.pad(column[:, 0], (gap, gap, gap, gap), value=1.0) for column in columns]
+    """Columns of B images each, side by side as RGB [H, W, 3] of uint8; shows the middle channel."""
+    padded = [
+        torch.nn.functional.pad(column[:, column.shape[1] // 2], (gap, gap, gap, gap), value=1.0)
+        for column in columns
+    ]
     grid = torch.cat([torch.cat(list(column), dim=0) for column in padded], dim=1)
     zoom = max(1, -(-at_least // columns[0].shape[-1]))
     grey = (grid.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
