@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from samssl.data import datasets
@@ -74,8 +75,6 @@ def simulated_store(folder: Path, cases: int) -> tuple[SliceStore, float]:
         facts_of_case |= {"num_slices": SLICES, "height": SIDE, "width": SIDE}
         facts_of_case |= {"intensity_low": -160.0, "intensity_high": 240.0, "content_fraction": 1.0}
         rows += [facts_of_case | {"z": z} for z in range(SLICES)]
-    import pandas as pd
-
     index = pd.DataFrame(rows, columns=list(INDEX_COLUMNS))
     text = {name: "" for name in INDEX_COLUMNS if "sha256" in name or "source" in name}
     write_index(folder, "simulated", {0: "background"}, index.assign(**text), files)

@@ -22,6 +22,8 @@ def test_a_view_follows_from_its_key(kind) -> None:
         again, shade_again = draw_view(IMAGE, 16, crop)
     assert image.shape == (3, 16, 16)
     assert torch.equal(image, again)
+    assert shade is not None
+    assert shade_again is not None
     assert torch.equal(shade, shade_again)
     assert not torch.equal(image, view(5, crop))
 
