@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from samssl.environment import hardware
-from samssl.masking import num_slots, stratified
+from samssl.masking import MaskingConfig, draw_visible
 from samssl.models.encoder import encode_images, encode_visible, token_grid, window_size
 from samssl.models.sam import ModelConfig, build_sam
 
@@ -61,7 +61,7 @@ def encoder_paths(variant: Any, image_size: int, batch_size: int) -> dict[str, C
     encoder = build_sam(ModelConfig(variant=variant, image_size=image_size)).image_encoder
     images = torch.randn(batch_size, 3, image_size, image_size)
     grid, window = token_grid(encoder, images), window_size(encoder)
-    visible = stratified(torch.rand(batch_size, num_slots(grid, window)), grid, window, mask_ratio=0.75)
+    visible = draw_visible(torch.arange(batch_size), grid, window, MaskingConfig(ratio=0.75))
     return {
         BASELINE: lambda: encoder(images),
         "samssl, all tokens": lambda: encode_images(encoder, images),

@@ -24,7 +24,7 @@ NEIGHBOURS = InputConfig(channels="neighbours", mr="zscore")
 
 @pytest.fixture
 def tuned(tmp_path: Path, make_scans: Callable[..., Path]) -> tuple[Path, SliceStore]:
-    """A bundle fine-tuned for two steps on 2.5D input, and its store."""
+    """A bundle fine-tuned a little on 2.5D input, and its store."""
     source = DataSource(root=make_scans(tmp_path / "scans", cases=4))
     split = SplitConfig(train=2.0, val=1.0, test=1.0)
     prepare(PrepareConfig(name="boxes", out=tmp_path / "store", data=source, split=split, workers=1))
@@ -32,7 +32,7 @@ def tuned(tmp_path: Path, make_scans: Callable[..., Path]) -> tuple[Path, SliceS
         out=tmp_path / "run",
         data=FinetuneDataConfig(store=tmp_path / "store", shots=1, input=NEIGHBOURS),
         model=ModelConfig(variant="micro", image_size=32),
-        optim=FinetuneFitConfig(steps=2, batch_size=2, warmup_steps=1, validate_every=2, lr=0.05),
+        optim=FinetuneFitConfig(steps=30, batch_size=2, warmup_steps=1, validate_every=30, lr=0.01),
     )
     context = LocalContext()
     context.device = torch.device("cpu")

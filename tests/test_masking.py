@@ -1,19 +1,18 @@
 import pytest
 import torch
 
-from samssl.masking import all_tokens, num_slots, stratified
+from samssl.masking import all_tokens, stratified, window_noise
 
 
 def draw(grid: tuple[int, int], window: int, mask_ratio: float, batch: int = 3):
-    noise = torch.rand(batch, num_slots(grid, window), generator=torch.Generator().manual_seed(0))
-    return stratified(noise, grid, window, mask_ratio)
+    return stratified(window_noise(torch.arange(batch), grid, window, 1), grid, window, mask_ratio)
 
 
 def test_sam_at_1024_keeps_49_slots_of_every_window_and_a_quarter_of_the_tokens() -> None:
     visible = draw((64, 64), 14, 0.75, batch=1)
     assert visible.slots.shape == (1, 25, 49)
     assert visible.tokens.shape == (1, 1024)
-    per_window = torch.zeros(25).scatter_add(0, visible.real // 49, torch.ones(1024))
+    per_window = torch.zeros(25).scatter_add(0, visible.real[0] // 49, torch.ones(1024))
     assert sorted(per_window.tolist()) == [16.0] + [28.0] * 8 + [49.0] * 16
 
 
@@ -27,9 +26,9 @@ def test_tokens_are_different_and_lie_where_their_slots_say(grid: tuple[int, int
         window = torch.arange(len(slots))[:, None].expand_as(slots)
         rows = window // columns_of_windows * 6 + slots // 6
         columns = window % columns_of_windows * 6 + slots % 6
-        raster = (rows * grid[1] + columns).flatten()[visible.real]
+        raster = (rows * grid[1] + columns).flatten()[visible.real[0]]
         assert torch.equal(raster, tokens)
-        padding = torch.ones(slots.numel(), dtype=torch.bool).index_fill(0, visible.real, False)
+        padding = torch.ones(slots.numel(), dtype=torch.bool).index_fill(0, visible.real[0], False)
         outside = (rows >= grid[0]) | (columns >= grid[1])
         assert torch.equal(outside.flatten(), padding)
 

@@ -39,6 +39,11 @@ class InputConfig:
     zscore_clip: PositiveFloat = 3.0
     """Standard deviations around the mean that `zscore` spreads over [0, 1]; values beyond are clipped."""
 
+    @property
+    def num_channels(self) -> int:
+        """Channels of the images that `unit_images` gives."""
+        return 1 if self.channels == "grey" else 3
+
     def __post_init__(self) -> None:
         for window in (self.window, *self.windows):
             if window is not None and window_hu(window)[0] >= window_hu(window)[1]:

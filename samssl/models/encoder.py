@@ -6,7 +6,7 @@ size: positions are interpolated inside the pass, and parameters keep SAM's shap
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from segment_anything.modeling import ImageEncoderViT
 from segment_anything.modeling.image_encoder import Attention, Block
 from torch import Tensor, nn
@@ -94,13 +94,15 @@ def _attend_in_windows(attention: Attention, tokens: Tensor, visible: VisibleTok
     """
     batch, (_, num_windows, kept) = len(tokens), visible.slots.shape
     qkv = attention.qkv(tokens)
-    padding = attention.qkv(tokens.new_zeros(1, 1, tokens.shape[-1])).to(qkv.dtype)
-    qkv = padding.expand(batch, num_windows * kept, -1).index_copy(1, visible.real, qkv)
+    padding = attention.qkv(tokens.new_zeros(1, tokens.shape[-1])).to(qkv.dtype)
+    place = (visible.real + num_windows * kept * torch.arange(batch, device=tokens.device)[:, None]).flatten()
+    slotted = padding.expand(batch * num_windows * kept, -1).index_copy(0, place, qkv.flatten(0, 1))
     slots = visible.slots.expand(batch, -1, -1).flatten(0, 1)
     rows, columns = slots // visible.window, slots % visible.window
-    windows = qkv.unflatten(1, (num_windows, kept)).flatten(0, 1)
-    attended = _attention(attention, windows, rows, columns, (visible.window, visible.window))
-    return attention.proj(attended.unflatten(0, (batch, num_windows)).flatten(1, 2)[:, visible.real])
+    present = None if visible.present is None else visible.present.flatten(0, 1)
+    windows = slotted.unflatten(0, (batch * num_windows, kept))
+    attended = _attention(attention, windows, rows, columns, (visible.window, visible.window), present)
+    return attention.proj(attended.flatten(0, 1).index_select(0, place).view_as(tokens))
 
 
 def _attention(
@@ -109,6 +111,7 @@ def _attention(
     rows: Int[Tensor, "_ L"],
     columns: Int[Tensor, "_ L"],
     size: tuple[int, int],
+    present: Bool[Tensor, "S L"] | None = None,
 ) -> Float[Tensor, "S L C"]:
     """SAM's attention among L tokens at (`rows`, `columns`) of a grid of `size`, S sequences at a time.
 
@@ -123,7 +126,8 @@ def _attention(
     q = torch.cat([q * attention.scale, rel_h, rel_w], dim=-1)
     k = torch.cat([k, where], dim=-1)
     v = F.pad(v, (0, sum(size)))  # fused kernels want one width for q, k and v
-    attended = F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., : -sum(size)]
+    shut = None if present is None else present[:, None, None]
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=shut, scale=1.0)[..., : -sum(size)]
     return attended.transpose(1, 2).flatten(2)
 
 

@@ -1,7 +1,7 @@
 """Stage one: masked autoencoding of SAM's image encoder on unlabelled slices."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,9 @@ from samssl.data.inputs import InputConfig, check_input, unit_images
 from samssl.data.mixture import BalanceConfig, Mixture
 from samssl.data.slices import SliceStore
 from samssl.data.views import CropConfig, still
+from samssl.masking import MaskingConfig
 from samssl.methods.mae import MaeConfig, MaskedAutoencoder
+from samssl.methods.targets import TargetConfig
 from samssl.models.checkpoints import put_weights
 from samssl.models.sam import ModelConfig, build_sam
 from samssl.train.context import RunContext, State
@@ -80,8 +82,14 @@ class PretrainConfig:
     """What to learn from."""
     model: ModelConfig = ModelConfig()
     """What to start from."""
+    method: Literal["mae", "simmim"] = "mae"
+    """`mae` computes visible tokens only; `simmim` all of them, with mask tokens: slower, for any encoder."""
+    masking: MaskingConfig = MaskingConfig()
+    """What is hidden."""
+    targets: TargetConfig = TargetConfig()
+    """What is predicted."""
     mae: MaeConfig = MaeConfig()
-    """The self-supervised task."""
+    """Used where `method` is mae."""
     optim: PretrainFitConfig = PretrainFitConfig()
     """The optimisation."""
     resources: ResourcesConfig = ResourcesConfig()
@@ -93,29 +101,44 @@ class PretrainConfig:
 
 def pretrain(config: PretrainConfig, context: RunContext) -> State:
     """Pretrain on every rank of `context`; the result is what `fit` saved last."""
-    data, size = config.data, config.model.image_size
+    data = config.data
     stores = [SliceStore(root, data.cache) for root in (data.store, *data.more_stores)]
     check_input(data.input, *stores)
     torch.manual_seed(config.optim.seed)
-    model = MaskedAutoencoder(build_sam(config.model).image_encoder, config.mae)
-    rows = [pretraining_rows(store, data) for store in stores]
-    train, checked = (
-        [
-            UnlabelledSlices(store, chosen, size, crop, data.input)
-            for store, chosen in zip(stores, part, strict=True)
-        ]
-        for part, crop in zip(zip(*rows, strict=True), (data.crop, still(data.crop)), strict=True)
-    )
-    slices = Pooled(train)
-    held_out = HeldOut(Pooled(checked), config, model, context)
-    order = mixed_order(slices, data.balance)
-    return fit(model, slices, held_out.validate, config.optim, context, order=order, on_device=unit_images)
+    model = build_method(config)
+    train, held_out_slices = pooled_slices(stores, data, config.model.image_size)
+    held_out = HeldOut(held_out_slices, config, model, context)
+    order = mixed_order(train, data.balance)
+    return fit(model, train, held_out.validate, config.optim, context, order=order, on_device=unit_images)
+
+
+def pooled_slices(
+    stores: Sequence[SliceStore], data: PretrainDataConfig, image_size: int
+) -> tuple[Pooled, Pooled]:
+    """Views of the slices to learn from, and unvaried ones of the slices to check on, of all stores."""
+    pairs = [(store, *pretraining_rows(store, data)) for store in stores]
+    learnt = [UnlabelledSlices(store, rows, image_size, data.crop, data.input) for store, rows, _ in pairs]
+    crop = still(data.crop)
+    checked = [UnlabelledSlices(store, rows, image_size, crop, data.input) for store, _, rows in pairs]
+    return Pooled(learnt), Pooled(checked)
 
 
 def mixed_order(slices: Pooled, balance: BalanceConfig) -> Mixture | None:
     """The order that balances groups of slices; None, each slice once an epoch, where there is one group."""
     groups = slices.groups(balance.by)
     return Mixture(groups, balance.temperature) if groups.max() > 0 else None
+
+
+def build_method(config: PretrainConfig) -> MaskedAutoencoder:
+    """The self-supervised method around the initial encoder."""
+    return MaskedAutoencoder(
+        build_sam(config.model).image_encoder,
+        config.mae,
+        image_size=config.model.image_size,
+        channels=config.data.input.num_channels,
+        masking=config.masking,
+        targets=config.targets,
+    )
 
 
 def pretraining_rows(store: SliceStore, data: PretrainDataConfig) -> tuple[Rows, Rows]:
@@ -193,11 +216,8 @@ class HeldOut:
 
 
 def _tile(columns: list[Tensor], gap: int = 2, at_least: int = 128) -> np.ndarray:
-    """Columns of B images each, side by side as RGB [H, W, 3] of uint8; shows the middle channel."""
-    padded = [
-        torch.nn.functional.pad(column[:, column.shape[1] // 2], (gap, gap, gap, gap), value=1.0)
-        for column in columns
-    ]
+    """Columns of B grey images each, side by side as RGB [H, W, 3] of uint8; rows are images."""
+    padded = [torch.nn.functional.pad(column.mean(1), (gap, gap, gap, gap), value=1.0) for column in columns]
     grid = torch.cat([torch.cat(list(column), dim=0) for column in padded], dim=1)
     zoom = max(1, -(-at_least // columns[0].shape[-1]))
     grey = (grid.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()

@@ -1,5 +1,7 @@
 """Our encoder against `segment_anything`'s, weights drawn at random."""
 
+from typing import Literal
+
 import pytest
 import torch
 from conftest import randomise
@@ -9,7 +11,7 @@ from segment_anything.modeling.image_encoder import Block
 from torch import Tensor
 from torch.nn import functional as F
 
-from samssl.masking import VisibleTokens, num_slots, stratified
+from samssl.masking import MaskingConfig, VisibleTokens, draw_visible, stratified, window_noise
 from samssl.models.encoder import encode_images, encode_visible, patchify, token_grid
 
 
@@ -63,14 +65,15 @@ def test_other_sizes_equal_an_encoder_built_with_resized_parameters(micro_sam: S
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("layout", ["stratified", "uniform"])
 @pytest.mark.parametrize("mask_ratio", [0.3, 0.75])
 def test_visible_tokens_equal_dense_attention_with_dropped_slots_shut_out(
-    micro_sam: Sam, mask_ratio: float
+    micro_sam: Sam, mask_ratio: float, layout: Literal["stratified", "uniform"]
 ) -> None:
     """The dense reference computes every slot and sets the scores of dropped keys to -inf."""
     encoder, images = micro_sam.image_encoder, torch.randn(2, 3, 64, 64)
-    noise = torch.rand(2, num_slots((16, 16), 6), generator=torch.Generator().manual_seed(1))
-    visible = stratified(noise, (16, 16), 6, mask_ratio)
+    masking = MaskingConfig(ratio=mask_ratio, layout=layout)
+    visible = draw_visible(torch.tensor([1, 2]), (16, 16), 6, masking)
     wanted = dense_reference(encoder, images, visible)
     assert relative_error(encode_visible(encoder, images, visible), wanted) < 1e-5
 
@@ -93,7 +96,8 @@ def masked_attention(block: Block, tokens: Tensor, visible: VisibleTokens) -> Te
     if block.window_size:
         windows, padded = reference.window_partition(tokens, block.window_size)
         kept = torch.zeros(batch, visible.slots.shape[1], block.window_size**2, dtype=torch.bool)
-        kept = kept.scatter(2, visible.slots, True).flatten(0, 1)
+        there = True if visible.present is None else visible.present
+        kept = kept.scatter(2, visible.slots, there).flatten(0, 1)
     else:
         windows, padded = tokens, (height, width)
         kept = ~visible.hidden()
@@ -136,7 +140,7 @@ def test_dropping_tokens_drops_the_work(micro_sam: Sam) -> None:
     encoder, images = micro_sam.image_encoder, torch.randn(1, 3, 64, 64)
 
     def count(mask_ratio: float) -> int:
-        visible = stratified(torch.rand(1, num_slots((16, 16), 6)), (16, 16), 6, mask_ratio)
+        visible = stratified(window_noise(torch.tensor([1]), (16, 16), 6, 1), (16, 16), 6, mask_ratio)
         with FlopCounterMode(display=False) as counter:
             encode_visible(encoder, images, visible)
         return counter.get_total_flops()

@@ -1,11 +1,15 @@
 """The masked autoencoder against independent code: lightly's patches, the official MAE's loss."""
 
+from dataclasses import replace
+
 import torch
 from lightly.models.utils import patchify as lightly_patchify
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from samssl.methods.mae import MaeConfig, MaskedAutoencoder, sincos_positions
+from samssl.methods.decoders import sincos_positions
+from samssl.methods.mae import MaeConfig, MaskedAutoencoder
+from samssl.methods.targets import TargetConfig
 from samssl.models.encoder import patchify
 
 SETTINGS = MaeConfig(decoder_depth=1, decoder_dim=32, decoder_heads=2)
@@ -32,10 +36,13 @@ def test_patches_lie_in_lightlys_order() -> None:
 @torch.no_grad()
 def test_loss_over_all_hidden_patches_is_the_official_loss(micro_sam: Sam) -> None:
     model = MaskedAutoencoder(
-        micro_sam.image_encoder, MaeConfig(**{**vars(SETTINGS), "predicted_share": 1.0, "flat_std": 0.0})
+        micro_sam.image_encoder,
+        replace(SETTINGS, predicted_share=1.0),
+        image_size=64,
+        targets=TargetConfig(flat_std=0.0),
     )
     batch = {"image": torch.rand(2, 1, 64, 64), "key": torch.tensor([3, 4])}
-    visible = model._draw_visible(batch["image"], batch["key"])
+    visible = model._draw_visible(batch["image"], batch["key"], torch.ones(2, 256, dtype=torch.bool))
     hidden = visible.hidden()
     chosen = hidden.nonzero()[:, 1].view(2, -1)
     predicted = torch.zeros(2, 256, 16)

@@ -42,7 +42,9 @@ class Discs:
 
 def mae() -> nn.Module:
     return MaskedAutoencoder(
-        build_sam(MICRO).image_encoder, MaeConfig(decoder_depth=1, decoder_dim=32, decoder_heads=2)
+        build_sam(MICRO).image_encoder,
+        MaeConfig(decoder_depth=1, decoder_dim=32, decoder_heads=2),
+        image_size=32,
     )
 
 

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from samssl.config import UserError
-from samssl.data.datasets import Pooled, UnlabelledSlices
 from samssl.data.inputs import InputConfig
 from samssl.data.mixture import BalanceConfig
 from samssl.data.prepare import DataSource, PrepareConfig, prepare
 from samssl.data.slices import SliceStore
 from samssl.data.views import CropConfig
-from samssl.methods.mae import MaeConfig
+from samssl.masking import MaskingConfig
+from samssl.methods.mae import MaeConfig, MaskedAutoencoder
 from samssl.models.sam import ModelConfig
 from samssl.train.context import LocalContext
 from samssl.train.pretrain import (
@@ -19,6 +19,7 @@ from samssl.train.pretrain import (
     PretrainDataConfig,
     PretrainFitConfig,
     mixed_order,
+    pooled_slices,
     pretrain,
     pretrained_sam,
     pretraining_rows,
@@ -67,10 +68,10 @@ def test_one_patient_alone_is_refused(tmp_path: Path, make_scans: Callable[..., 
 
 
 def test_a_ratio_that_hides_nothing_of_a_window_is_refused(micro_sam) -> None:
-    from samssl.methods.mae import MaskedAutoencoder
-
-    with pytest.raises(UserError, match=r"mask_ratio 0\.01 hides none or all"):
-        MaskedAutoencoder(micro_sam.image_encoder, MaeConfig(mask_ratio=0.01))
+    with pytest.raises(UserError, match=r"ratio 0\.01 hides none or all"):
+        MaskedAutoencoder(
+            micro_sam.image_encoder, MaeConfig(), image_size=64, masking=MaskingConfig(ratio=0.01)
+        )
 
 
 def test_two_stores_of_two_modalities_are_pretrained_on_together(
@@ -86,7 +87,7 @@ def test_two_stores_of_two_modalities_are_pretrained_on_together(
     data = PretrainDataConfig(
         store=tmp_path / "store",
         more_stores=(tmp_path / "few",),
-        input=InputConfig(window=(50.0, 250.0), mr="zscore"),
+        input=InputConfig(channels="neighbours", window=(50.0, 250.0), mr="zscore"),
         balance=BalanceConfig(temperature=100.0),
         crop=CropConfig(kind="native", intensity=0.1, gamma=0.1, degrees=5.0),
     )
@@ -104,9 +105,7 @@ def test_two_stores_of_two_modalities_are_pretrained_on_together(
     ]
     assert len(losses) == 2
     stores = [SliceStore(root) for root in (tmp_path / "store", tmp_path / "few")]
-    slices = Pooled(
-        [UnlabelledSlices(store, pretraining_rows(store, data)[0], 32, data.crop) for store in stores]
-    )
+    slices, _ = pooled_slices(stores, data, 32)
     order = mixed_order(slices, data.balance)
     assert order is not None
     assert len(slices.parts[1]) < len(slices.parts[0]) / 3
