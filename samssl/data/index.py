@@ -53,25 +53,29 @@ class SliceIndex:
         )
         if missing := set(_OF_FORMAT_1) - set(self.names):
             raise ValueError(f"the index has no column {', '.join(sorted(missing))}")
-        table = self._read(
-            ["case", "split", "modality", "z", "content_fraction", "mask_sha256", *self._ranges]
-        )
-        changes = np.diff(_codes(table, "case"), prepend=-1) != 0
+        changes = np.diff(_codes(self._read(["case"]), "case"), prepend=-1) != 0
         self.first_rows: Int[np.ndarray, " cases"] = np.flatnonzero(changes)
         self.case_numbers: Int[np.ndarray, " rows"] = np.cumsum(changes, dtype=np.int32) - 1
-        self.z: Int[np.ndarray, " rows"] = table["z"].to_numpy().astype(np.int32)
-        self.content_fraction = table["content_fraction"].to_numpy()
-        self._split = _codes(table, "split").astype(np.int8), _dictionary(table, "split")
-        self._facts_of_cases(table.take(self.first_rows))
+        self.z: Int[np.ndarray, " rows"] = self._read(["z"])["z"].to_numpy().astype(np.int32)
+        self.content_fraction = self._read(["content_fraction"])["content_fraction"].to_numpy().copy()
+        codes, self._split_names = self.groups("split")
+        self._splits = codes.astype(np.int8)
+        self._facts_of_cases()
         self._check_order()
 
-    def _facts_of_cases(self, table: pa.Table) -> None:
-        self._case_names = table["case"].combine_chunks().cast(pa.string())
-        self._modalities = _codes(table, "modality").astype(np.int8), _dictionary(table, "modality")
-        self._labelled = np.array(table["mask_sha256"].cast(pa.string()).to_numpy() != "", bool)
-        known = {name: table[name].to_numpy() for name in self._ranges}
+    def _facts_of_cases(self) -> None:
+        self._case_names = self._of_cases("case").cast(pa.string())
+        modality = self._of_cases("modality")
+        self._modalities = modality.indices.to_numpy().astype(np.int8)
+        self._modality_names = modality.dictionary.to_pylist()
+        self._labelled = pc.call_function("not_equal", [self._of_cases("mask_sha256"), ""]).to_numpy(False)
         nothing = np.full(len(self.first_rows), np.nan)
-        self._intensity = np.stack([known.get(name, nothing) for name in _RANGE], axis=1)
+        known = [self._of_cases(name).to_numpy() if name in self.names else nothing for name in _RANGE]
+        self._intensity = np.stack(known, axis=1)
+
+    def _of_cases(self, column: str) -> Any:
+        """A column in the first row of each case. One column at a time is read, to keep the peak low."""
+        return self._read([column])[column].combine_chunks().take(pa.array(self.first_rows))
 
     def _check_order(self) -> None:
         names, places = self._case_names, np.arange(len(self)) - self.first_rows[self.case_numbers]
@@ -127,33 +131,28 @@ class SliceIndex:
     def intensity(self, row: int) -> CaseIntensity:
         """What is known of the values of a row's case."""
         case = int(self.case_numbers[row])
-        codes, names = self._modalities
-        return CaseIntensity(names[codes[case]], *self._intensity[case].tolist())
+        modality = self._modality_names[self._modalities[case]]
+        return CaseIntensity(modality, *self._intensity[case].tolist())
 
     def cases(self, split: str) -> list[str]:
         """The cases of one split, sorted."""
-        codes, names = self._split
-        chosen = np.flatnonzero(np.array(names)[codes[self.first_rows]] == split)
+        chosen = np.flatnonzero(np.array(self._split_names)[self._splits[self.first_rows]] == split)
         return self._case_names.take(pa.array(chosen)).to_pylist()
 
     def modalities(self) -> set[str]:
         """The modalities that there are."""
-        return set(self._modalities[1])
+        return set(self._modality_names)
 
     def rows(self, splits: Sequence[str], min_content: float = 0.0) -> Int[np.ndarray, " rows"]:
         """The rows of these splits of which at least the share `min_content` is not air."""
-        codes, names = self._split
-        wanted = np.isin(codes, [number for number, name in enumerate(names) if name in splits])
+        numbers = [number for number, name in enumerate(self._split_names) if name in splits]
+        wanted = np.isin(self._splits, numbers)
         return np.flatnonzero(wanted & (self.content_fraction >= min_content)).astype(np.int32)
 
     def groups(self, column: str) -> tuple[Int[np.ndarray, " rows"], list[str]]:
         """For each row the number of its value in a text column, and the values by number."""
         table = self._read([column])
-        return _codes(table, column), _dictionary(table, column)
-
-    @property
-    def _ranges(self) -> list[str]:
-        return [name for name in _RANGE if name in self.names]
+        return _codes(table, column), table[column].combine_chunks().dictionary.to_pylist()
 
     def _read(self, names: list[str]) -> pa.Table:
         text = [name for name in names if name in _TEXT]
@@ -182,7 +181,3 @@ def _canonical(value: Any) -> Any:
 
 def _codes(table: pa.Table, column: str) -> Int[np.ndarray, " rows"]:
     return table[column].combine_chunks().indices.to_numpy()
-
-
-def _dictionary(table: pa.Table, column: str) -> list[str]:
-    return table[column].combine_chunks().dictionary.to_pylist()

@@ -41,10 +41,14 @@ def still(crop: CropConfig) -> CropConfig:
 
 @contextmanager
 def keyed_randomness(key: int) -> Iterator[None]:
-    """Everything torch draws inside depends on `key` alone; outside nothing has changed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key)
+    """Everything torch draws on the CPU inside depends on `key` alone; outside nothing has changed."""
+    state = torch.get_rng_state()
+    # torch.manual_seed would seed the accelerators too, and is slow at it.
+    torch.default_generator.manual_seed(key)
+    try:
         yield
+    finally:
+        torch.set_rng_state(state)
 
 
 def draw_view(
