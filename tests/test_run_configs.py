@@ -97,6 +97,14 @@ def test_stage_by_stage_is_the_study(stage: str) -> None:
     assert {name.removeprefix(f"{stage}.") for name in of_stage} <= settings.keys()
 
 
+def test_fine_tuning_in_a_study_sees_the_input_of_pretraining() -> None:
+    path = ROOT / "ray_configs/studies/hippocampus.yaml"
+    given = {"pretrain.data.input.channels": "neighbours", "pretrain.data.input.mr": "zscore"}
+    study = load_config(config_class("study"), path, {**given, **REQUIRED.get("study", {})})
+    assert study.pretrain.data.input.mr == "zscore"
+    assert study.finetune.data.input == study.pretrain.data.input
+
+
 @pytest.mark.parametrize(
     ("document", "arguments"),
     ALL_COMMANDS,

@@ -34,6 +34,7 @@ from samssl.config import UserError
 from samssl.models.checkpoints import save_state
 from samssl.train.context import RunContext, State
 from samssl.train.distributed import shard
+from samssl.train.memory import keep_freed_memory
 from samssl.train.resources import ResourcesConfig, Strategy
 
 Item = TypeVar("Item")

@@ -143,7 +143,8 @@ def _outside(tags: dict[str, str], role: str, digest: str, depth: int) -> Link:
 
 def _writer(tags: dict[str, str], role: str, digest: str) -> Run | None:
     """The run that wrote an input, found by its digest; the one noted at the time if it still fits."""
-    writers = find_runs({f"output.{role}": digest})
+    kind = role.rstrip("_0123456789")  # manifest_2 is the manifest of a second store
+    writers = find_runs({f"output.{kind}": digest})
     noted = [run for run in writers if run.run_id == tags.get(f"run.{role}")]
     return next(iter(noted or writers), None)
 
@@ -205,7 +206,7 @@ def _problems(role: str, path: Path, digest: str) -> list[str]:
     """What is wrong with the thing at `path`, which had this digest when its run ended."""
     if not path.exists():
         return [f"{path} is not there any more."]
-    if role == "manifest":
+    if role.startswith("manifest"):
         return verify_store(path) or _compare(path, digest, lambda store: SliceStore(store).digest)
     return _compare(path, digest, sha256_tree if role in ("bundle", "export") else sha256_file)
 

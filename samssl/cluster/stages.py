@@ -79,9 +79,8 @@ def run_finetune(config: FinetuneConfig, place: Place = Place()) -> Path:
             _tell_weights(work, report)
             warn_of_other_store(inputs["encoder"], inputs["manifest"])
             shots = training_rows(store, config.data)
-            write_text(
-                config.out / "shots.csv", "\n".join(["case,z", *(f"{case},{z}" for case, z in shots)]) + "\n"
-            )
+            listed = [store.describe(row).replace("/", ",") for row in shots.tolist()]
+            write_text(config.out / "shots.csv", "\n".join(["case,z", *listed]) + "\n")
             state = train(finetune, config, config.resources, work.run, work.out / "ray")
             progress = state["progress"]
             digest = write_bundle(bundle, config, store, tuned_weights(state))
@@ -160,6 +159,8 @@ def _pretrain_start(config: PretrainConfig) -> tuple[PretrainConfig, dict[str, I
         print(f"pretrain: {check_continues(earlier, config)}", flush=True)
     encoder, report = encoder_of(config.model)
     inputs = {"manifest": manifest_of(config.data.store), "encoder": encoder}
+    for number, store in enumerate(config.data.more_stores, start=2):
+        inputs[f"manifest_{number}"] = manifest_of(store)
     if earlier:
         inputs["state"] = Input(sha256_file(earlier / STATE_FILE), earlier / STATE_FILE)
     return config, inputs, report

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from samssl.config import Count, PositiveInt, config
-from samssl.data.datasets import Row
+from samssl.data.datasets import Rows
+from samssl.data.inputs import unit_images
 from samssl.data.resize import fit_square, unfit_square
 from samssl.data.slices import SliceStore
 from samssl.metrics import LabelDice, dice_per_label, label_dice
@@ -36,7 +37,7 @@ from samssl.representation import (
     linear_discriminant,
 )
 from samssl.train.context import RunContext
-from samssl.train.feed import Batch, KeyedDataset
+from samssl.train.feed import KeyedDataset
 from samssl.train.optim import FitConfig, uses_bf16
 
 BATCH_SIZE = 8
@@ -65,21 +66,20 @@ class Probe:
     image_encoder: ImageEncoder
     held_out: KeyedDataset
     """Slices on which rank and spread are measured."""
-    slices: Callable[[list[Row]], KeyedDataset]
-    """Whole slices, as the method sees them: `image` [C, S, S] in [0, 1]."""
+    slices: Callable[[Rows], KeyedDataset]
+    """Whole slices, as `unit_images` takes them."""
     config: ProbeConfig
     optim: FitConfig
     context: RunContext
-    on_device: Callable[[Batch], Batch] = lambda batch: batch
 
     def __post_init__(self) -> None:
         self.train_rows = labelled_rows(self.store, "train", self.config.train_slices)
         self.val_rows = labelled_rows(self.store, "val", self.config.val_slices)
-        self.has_labels = bool(self.train_rows and self.val_rows)
+        self.has_labels = bool(len(self.train_rows) and len(self.val_rows))
         if self.has_labels:
             self.train_slices, self.val_slices = self.slices(self.train_rows), self.slices(self.val_rows)
         elif self.config.every and self.context.rank == 0:
-            missing = "val" if self.train_rows else "train"
+            missing = "val" if len(self.train_rows) else "train"
             print(f"pretrain: no probe/dice, as no patient in the split {missing} has labels", flush=True)
 
     def measure(self, step: int) -> dict[str, float]:
@@ -118,7 +118,7 @@ class Probe:
 
     def _learn(self) -> ClassSums:
         num_classes, sums = len(self.store.labels), None
-        rows = iter(self.train_rows)
+        rows = iter(self.train_rows.tolist())
         for images, tokens in self._encoded(self.train_slices):
             sums = sums or ClassSums.zeros(tokens.shape[-1], num_classes, tokens.device)
             for encoded in tokens:
@@ -134,7 +134,7 @@ class Probe:
         predicted, reference, panels = [], [], []
         for images, tokens in self._encoded(self.val_slices):
             for image, scores in zip(images, discriminant(tokens).movedim(-1, 1), strict=True):
-                labels = class_numbers(self.store, self.val_rows[len(reference)])
+                labels = class_numbers(self.store, int(self.val_rows[len(reference)]))
                 classes = native_classes(scores, (labels.shape[0], labels.shape[1]), image.shape[-1])
                 if len(reference) in picked:
                     panels.append(panel(image, labels, classes))
@@ -151,24 +151,26 @@ class Probe:
         for first in range(0, len(slices), BATCH_SIZE):
             last = min(first + BATCH_SIZE, len(slices))
             batch = default_collate([slices[index, index] for index in range(first, last)])
-            batch = self.on_device({name: value.to(device) for name, value in batch.items()})
+            batch = unit_images({name: value.to(device) for name, value in batch.items()})
             with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(self.optim, device)):
                 tokens = encode_tokens(self.image_encoder, normalise(batch["image"], self.image_encoder))
             yield batch["image"], tokens
 
 
-def labelled_rows(store: SliceStore, split: str, count: int) -> list[Row]:
+def labelled_rows(store: SliceStore, split: str, count: int) -> Rows:
     """At most `count` slices with foreground of the split's patients, spread evenly over them in order."""
-    index = store.index[(store.index["split"] == split) & (store.index["foreground_fraction"] > 0)]
+    index = store.rows.columns(("split", "patient", "case", "z", "foreground_fraction"))
+    index = index[(index["split"] == split) & (index["foreground_fraction"] > 0)]
     index = index.sort_values(by=["patient", "case", "z"])
     picked = np.linspace(0, len(index) - 1, min(count, len(index))).round().astype(int)
-    return [(str(case), int(z)) for case, z in index[["case", "z"]].iloc[picked].itertuples(index=False)]
+    return index.index.to_numpy(np.int32)[picked]
 
 
-def class_numbers(store: SliceStore, row: Row) -> Int[Tensor, "H W"]:
+def class_numbers(store: SliceStore, row: int) -> Int[Tensor, "H W"]:
     """Ranks of the label ids of one slice, in native resolution."""
-    mask = store.mask_slice(*row)
-    assert mask is not None, f"case {row[0]} has foreground"
+    case = store.rows.case_name(row)
+    mask = store.mask_slice(case, int(store.rows.z[row]))
+    assert mask is not None, f"case {case} has foreground"
     return torch.from_numpy(np.searchsorted(sorted(store.labels), mask))
 
 

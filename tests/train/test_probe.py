@@ -8,10 +8,11 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-from samssl.data.datasets import Row, UnlabelledSlices
+from samssl.data.datasets import Rows, UnlabelledSlices, rows_of
 from samssl.data.prepare import DataSource, PrepareConfig, prepare
 from samssl.data.slices import SliceStore
 from samssl.data.splits import SplitConfig
+from samssl.data.views import CropConfig, still
 from samssl.methods.mae import MaeConfig
 from samssl.models.backbones import encode_tokens
 from samssl.models.sam import ModelConfig, normalise
@@ -21,6 +22,7 @@ from samssl.train.pretrain import PretrainConfig, PretrainDataConfig, PretrainFi
 from samssl.train.probe import Probe, ProbeConfig, labelled_rows
 
 SIZE = 32
+WHOLE = still(CropConfig())
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +47,16 @@ class Recorded:
     def __init__(self, store: SliceStore, channels: int = 1) -> None:
         self.store, self.channels, self.read = store, channels, set[str]()
 
-    def __call__(self, rows: list[Row]) -> UnlabelledSlices:
-        self.read |= {case for case, _ in rows}
-        slices, channels = UnlabelledSlices(self.store, rows, SIZE, crop=None), self.channels
+    def __call__(self, rows: Rows) -> UnlabelledSlices:
+        self.read |= {self.store.rows.case_name(row) for row in rows.tolist()}
+        slices, channels = UnlabelledSlices(self.store, rows, SIZE, WHOLE), self.channels
 
         class Expanded(UnlabelledSlices):
             def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor]:
                 item = slices[draw]
                 return item | {"image": item["image"].expand(channels, -1, -1)}
 
-        return Expanded(self.store, rows, SIZE, crop=None)
+        return Expanded(self.store, rows, SIZE, WHOLE)
 
 
 def make_probe(
@@ -100,8 +102,8 @@ def test_only_train_and_val_patients_are_read(
     probe, slices = make_probe(store, micro_sam.image_encoder, context, train_slices=7, val_slices=5)
     probe.measure(0)
     assert masks == slices.read == {*store.cases("train"), *store.cases("val")}
-    assert {case for case, _ in probe.train_rows} == set(store.cases("train"))
-    assert {case for case, _ in probe.val_rows} == set(store.cases("val"))
+    assert {store.rows.case_name(row) for row in probe.train_rows.tolist()} == set(store.cases("train"))
+    assert {store.rows.case_name(row) for row in probe.val_rows.tolist()} == set(store.cases("val"))
     assert (len(probe.train_rows), len(probe.val_rows)) == (7, 5)
 
 
@@ -174,7 +176,7 @@ def test_without_labels_only_the_features_are_looked_at(
     )
     prepare(PrepareConfig(name="unlabelled", out=tmp_path / "store", data=source, workers=1))
     bare = SliceStore(tmp_path / "store")
-    slices = UnlabelledSlices(bare, [(case, 2) for case in bare.cases("pool")], SIZE, crop=None)
+    slices = UnlabelledSlices(bare, rows_of(bare, ["pool"]), SIZE, WHOLE)
     optim = PretrainFitConfig(steps=100, warmup_steps=1)
     probe = Probe(bare, Pixels(), slices, Recorded(bare), ProbeConfig(), optim, context)
     assert "no probe/dice, as no patient in the split train has labels" in capsys.readouterr().out
