@@ -69,7 +69,7 @@ def gathered(value: Any) -> Any:
 def _gather(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
         return tensor.detach().cpu().clone()
-    full = tensor.detach().full_tensor()
+    full = tensor.full_tensor().detach()
     return full.cpu().clone() if dist.get_rank() == 0 else full.new_empty(0, device="cpu")
 
 
