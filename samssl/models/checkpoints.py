@@ -149,11 +149,6 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**trained, **buffers}
 
 
-def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """A copy on the CPU of `trained_tensors`."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in trained_tensors(model).items()}
-
-
 def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Put `weights` into the parameters and buffers of these names; the rest of `model` is left as it is.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from samssl.config import ConfigError, UserError, build_config
 from samssl.models.backbones import embed_images
-from samssl.models.checkpoints import CheckpointError, load_weights, put_weights, trained_weights
+from samssl.models.checkpoints import CheckpointError, load_weights, put_weights, trained_tensors
 from samssl.models.decoder import AutomaticSam
 from samssl.models.recompute import choose_block_mode
 from samssl.models.sam import ModelConfig, build_micro, build_sam
@@ -48,7 +48,7 @@ def test_what_trains_and_its_statistics_are_what_changes_and_what_is_kept(
     other = copy.deepcopy(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     train_two_steps(model)
-    kept = trained_weights(model)
+    kept = {name: tensor.detach().clone() for name, tensor in trained_tensors(model).items()}
     assert changes(model, before) == kept.keys()
     in_encoder = strategy.scope == "encoder_decoder"
     assert any("local_conv.bn.running_var" in name for name in kept) == in_encoder
