@@ -1,7 +1,7 @@
 """The index of a slice store: a row per slice, a few of its columns in memory, the rest when asked for.
 
 At 10^6 rows the parquet file has some 20 MB. It is kept as it is, and what training needs of each row is
-kept beside it as numpy columns, 20 bytes a row; forked readers share both. No Python object exists per row.
+kept beside it as numpy columns, 17 bytes a row; forked readers share both. No Python object exists per row.
 """
 
 import hashlib
@@ -70,7 +70,7 @@ class SliceIndex:
         self._modality_names = modality.dictionary.to_pylist()
         self._labelled = pc.call_function("not_equal", [self._of_cases("mask_sha256"), ""]).to_numpy(False)
         nothing = np.full(len(self.first_rows), np.nan)
-        known = [self._of_cases(name).to_numpy() if name in self.names else nothing for name in _RANGE]
+        known = [self._of_cases(name).to_numpy(False) if name in self.names else nothing for name in _RANGE]
         self._intensity = np.stack(known, axis=1)
 
     def _of_cases(self, column: str) -> Any:

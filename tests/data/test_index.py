@@ -63,6 +63,12 @@ def test_row_groups_of_a_big_file_share_their_names(store) -> None:
     assert [rows.case_name(row) for row in range(28)] == store.index["case"].tolist()
 
 
+def test_facts_that_are_missing_are_no_numbers(store) -> None:
+    rows = SliceIndex(parquet(store.index.assign(intensity_mean=np.nan)))
+    assert np.isnan(rows.intensity(3).mean)
+    assert rows.intensity(3).low == -160
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
