@@ -124,7 +124,8 @@ def _finish(work: StageRun, state: State) -> None:
     """Leave the curves and pictures in the stage's folder."""
     lines = [f"{step},{metric},{value!r}" for step, metric, value in state["progress"]["history"]]
     write_text(work.out / "history.csv", "\n".join(["step,metric,value", *lines]) + "\n")
-    work.run.download("reconstructions", work.out)
+    for pictures in ("reconstructions", "probe"):
+        work.run.download(pictures, work.out)
     work.obsolete.append(work.out / "ray")
 
 
