@@ -135,11 +135,11 @@ def test_lineage_names_a_changed_bundle_and_an_unknown_start(finished: Any) -> N
 
 
 def test_two_workers_learn_what_one_learns(finished: Any) -> None:
-    """The same global batches: losses differ only by where means are taken, per worker or over all."""
+    """The same global batches: losses differ by rounding, as means are taken per worker and then over both."""
     out = finished.out.with_name("two_workers")
     config = finished.out / "pretrain/seed0/config.yaml"
     finished.samssl("pretrain", "--config", str(config), f"out={out}", "resources.workers=2")
     history = [pd.read_csv(folder / "history.csv") for folder in (finished.out / "pretrain/seed0", out)]
-    one, two = (table[table["metric"] == "val/loss"]["value"].to_numpy() for table in history)
-    assert one == pytest.approx(two, rel=0.02)
-    assert not (one == two)[1:].any()
+    one, two = (table[table["metric"].isin(["val/loss", "train/loss"])]["value"] for table in history)
+    assert one.to_numpy() == pytest.approx(two.to_numpy(), rel=1e-4)
+    assert not one.equals(two)  # sums over two workers round otherwise
