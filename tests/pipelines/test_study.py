@@ -135,7 +135,7 @@ def test_lineage_names_a_changed_bundle_and_an_unknown_start(finished: Any) -> N
 
 
 def test_two_workers_learn_what_one_learns(finished: Any) -> None:
-    """The same global batches: losses differ by rounding, as means are taken per worker and then over both."""
+    """The same global batches: losses differ by rounding, as each worker takes its own means first."""
     out = finished.out.with_name("two_workers")
     config = finished.out / "pretrain/seed0/config.yaml"
     finished.samssl("pretrain", "--config", str(config), f"out={out}", "resources.workers=2")
