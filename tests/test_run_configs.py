@@ -106,13 +106,17 @@ def test_a_documented_command_is_accepted(
     document: Path, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = arguments[0]
-    assert stage in {*STAGES, "lineage"}
+    assert stage in {*STAGES, "lineage", "plan"}
     shutil.copytree(ROOT / "ray_configs", tmp_path / "ray_configs")
     for name, content in written_files(document).items():
         (tmp_path / name).write_text(content)
     monkeypatch.chdir(tmp_path)
     if stage == "lineage":
         assert len(arguments) == 2
+        return
+    if stage == "plan":
+        monkeypatch.setattr("samssl.train.plan.describe_plan", lambda *arguments: repr(arguments))
+        main(arguments)
         return
     monkeypatch.setitem(STAGES, stage, replace(STAGES[stage], function="builtins:repr"))
     main(arguments)  # ends the process where a file, a field or a value is not accepted

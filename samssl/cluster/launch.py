@@ -143,7 +143,7 @@ class RayContext:
         self.rank, self.world_size = worker.get_world_rank(), worker.get_world_size()
         self.device = ray.train.torch.get_device()
         self.run, self.bars, self.strategy = run, bars, strategy
-        self.storage = worker.get_storage()
+        self.storage: Any = worker.get_storage()
         self.bar: tqdm_ray.tqdm | None = None
         self.written = threading.Event()
         self.written.set()

@@ -117,8 +117,7 @@ class LiveBytes(TorchDispatchMode):
 def peak_flops(bf16: bool, side: int = 2048) -> float:
     """FLOP/s of a square matrix product on this machine."""
     a = torch.rand(side, side, dtype=torch.bfloat16 if bf16 else torch.float32)
-    a @ a
-    return 2 * side**3 / min(_seconds(lambda: a @ a) for _ in range(3))
+    return 2 * side**3 / min(_seconds(lambda: a @ a) for _ in range(4))
 
 
 def seconds_per_weight(count: int = 2**24) -> float:

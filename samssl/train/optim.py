@@ -158,7 +158,8 @@ class WeightAverage:
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the weights of a finished step."""
-        torch._foreach_lerp_(list(self.average.values()), list(self.live.values()), 1 - self.decay)
+        for name, value in self.live.items():
+            self.average[name].lerp_(value, 1 - self.decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

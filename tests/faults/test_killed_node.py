@@ -31,7 +31,7 @@ def test_a_killed_node_is_replaced_and_the_weights_are_the_same_bit_for_bit(
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         second = cluster.add_node(num_cpus=1)
-        driver = start(root, *pretrain(root, "node", *TWO), RAY_ADDRESS=cluster.address)
+        driver = start(root, *pretrain(root, "node", *TWO), RAY_ADDRESS=str(cluster.address))
         wait_for_step(driver, random_step())
         cluster.remove_node(second, allow_graceful=False)
         cluster.add_node(num_cpus=1)

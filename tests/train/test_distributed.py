@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 from samssl.methods.mae import MaeConfig, MaskedAutoencoder
 from samssl.models.sam import ModelConfig, build_sam
@@ -63,11 +63,13 @@ def train(folder: Path, strategy: str = "ddp", **changes: Any) -> None:
     """Train the micro MAE; every validation looks at the encoder from outside its forward."""
     torch.manual_seed(0)
     encoder = build_sam(ModelConfig(variant="micro", image_size=32)).image_encoder
-    model = MaskedAutoencoder(encoder, MaeConfig(decoder_depth=1, decoder_dim=32, decoder_heads=2))
+    model = MaskedAutoencoder(
+        encoder, MaeConfig(decoder_depth=1, decoder_dim=32, decoder_heads=2), image_size=32
+    )
 
     def validate(step: int) -> Validation:
         batch = {"image": torch.ones(1, 1, 32, 32).tril(), "key": torch.tensor([1])}
-        loss, size = float(model(batch)["loss"]), float(encoder.blocks[0].mlp.lin1.weight.norm())
+        loss, size = float(model(batch)["loss"]), float(next(encoder.blocks.parameters()).norm())
         return Validation(
             -loss,
             {
@@ -95,7 +97,7 @@ def train_in_two(folder: Path, strategy: str, **changes: Any) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(_worker, (port, train, (folder, strategy), changes), nprocs=2)
+    spawn(_worker, (port, train, (folder, strategy), changes), nprocs=2)
 
 
 def state(folder: Path) -> State:
@@ -129,7 +131,7 @@ def test_two_processes_train_as_one_does_and_one_goes_on_from_their_state(
 
 
 def test_a_sharded_run_goes_on_alone_and_the_other_way_round(tmp_path: Path) -> None:
-    changes = {"warmup_steps": 100}  # a schedule that does not depend on `steps`
+    changes: dict[str, Any] = {"warmup_steps": 100}  # a schedule that does not depend on `steps`
     train(tmp_path / "undisturbed", steps=6, **changes)
     for name, first, second in (("out", train_in_two, train), ("in", train, train_in_two)):
         folder = tmp_path / name
