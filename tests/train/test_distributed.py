@@ -54,6 +54,12 @@ class GlooContext(LocalContext):
             return shard(model, self.device)
         return nn.parallel.DistributedDataParallel(model)
 
+    def restore(self) -> State | None:
+        state = super().restore()
+        if self.world_size > 1:
+            dist.barrier()  # or rank 0 might have saved before another has looked
+        return state
+
     def save(self, state: State, metrics: dict[str, float]) -> None:
         if self.rank == 0:
             super().save(state, metrics)
