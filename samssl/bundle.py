@@ -1,6 +1,6 @@
 """The model bundle: everything `predict` needs, nothing pickled.
 
-    bundle.json         format, strategy, label map, normalisation, image size, base weights' digest
+    bundle.json         format, strategy, label map, input, image size, base weights' digest
     tuned.safetensors   the tensors that fine-tuning changed, by name
 
 The base weights are not repeated: they are named by digest, and refused if they are others.
@@ -14,14 +14,23 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from samssl.config import UserError, build_config, to_tree
+from samssl.data.inputs import InputConfig
 from samssl.data.slices import SliceStore
 from samssl.files import read_json, sha256_tree, write_json, written_aside
-from samssl.models.checkpoints import CheckpointError, put_weights, save_tensors, weights_digest
-from samssl.models.sam import ModelConfig, build_sam
+from samssl.models.checkpoints import (
+    CheckpointError,
+    put_weights,
+    save_tensors,
+    trained_tensors,
+    weights_digest,
+)
+from samssl.models.sam import ModelConfig, build_sam, resolve
 from samssl.models.strategies import StrategyConfig, segmenter_from
 from samssl.train.finetune import FinetuneConfig
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
+"""1 has no `input`: what was fine-tuned then saw grey slices in the ranges of the store."""
 
 
 class BundleError(UserError):
@@ -39,23 +48,27 @@ class Bundle:
     seed: int
     base_sha256: str
     """`weights_digest` of the base model, whatever file format it lies in."""
-    normalisation: str = "per case: intensity_low..intensity_high of the store to 0..1, clipped"
+    input: InputConfig = InputConfig()
+    """Channels, and the values that become 0 and 1; what lies beyond is clipped."""
     format: int = FORMAT
 
 
 def write_bundle(path: Path, config: FinetuneConfig, store: SliceStore, tuned: dict[str, Tensor]) -> str:
     """Write the folder `path`, whole or not at all; returns the SHA-256 over its files."""
-    base = weights_digest(build_sam(config.model).state_dict())
+    model = resolve(config.model)  # its normalisation belongs to the bundle, wherever the weights lie later
+    base = weights_digest(build_sam(model).state_dict())
     bundle = Bundle(
-        model=config.model,
+        model=model,
         strategy=config.strategy,
         labels=store.labels,
         seed=config.optim.seed,
         base_sha256=base,
+        input=config.data.input,
     )
     with written_aside(path) as folder:
         folder.mkdir()
-        tree = asdict(bundle) | {"model": to_tree(config.model), "strategy": to_tree(config.strategy)}
+        configs = {"model": model, "strategy": config.strategy, "input": config.data.input}
+        tree = asdict(bundle) | {name: to_tree(value) for name, value in configs.items()}
         write_json(folder / "bundle.json", tree)
         save_tensors(tuned, folder / "tuned.safetensors")
     return sha256_tree(path)
@@ -73,16 +86,16 @@ def read_bundle(path: Path) -> Bundle:
         raise BundleError(
             f"{path} is not a model bundle: {error}. Give the folder that finetune wrote."
         ) from None
-    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-        raise BundleError(
-            f"{path} has a bundle format that this version cannot read; it reads format {FORMAT}."
-        )
+    if not isinstance(tree, dict) or tree.get("format") not in READABLE:
+        raise BundleError(f"{path} has a bundle format that this version cannot read; it reads {READABLE}.")
     return Bundle(
         model=build_config(ModelConfig, tree["model"], source=str(path)),
         strategy=build_config(StrategyConfig, tree["strategy"], source=str(path)),
         labels={int(label): str(name) for label, name in tree["labels"].items()},
         seed=int(tree["seed"]),
         base_sha256=str(tree["base_sha256"]),
+        input=build_config(InputConfig, tree.get("input", {}), source=str(path)),
+        format=int(tree["format"]),
     )
 
 
@@ -105,7 +118,7 @@ def load_segmenter(path: Path, base: Path | None = None) -> Any:
         )
     segmenter = segmenter_from(sam, bundle.strategy, len(bundle.labels), bundle.seed)
     tuned = load_file(path / "tuned.safetensors")
-    needed = {name for name, parameter in segmenter.named_parameters() if parameter.requires_grad}
+    needed = trained_tensors(segmenter).keys()
     if needed != tuned.keys():
         wrong = sorted(needed ^ tuned.keys())
         raise BundleError(f"The tensors of {path} do not fit its strategy: {', '.join(wrong[:8])}.")

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import os
+import runpy
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +41,11 @@ STAGES = {
         "samssl.train.finetune:FinetuneConfig",
         "samssl.cluster.stages:run_finetune",
     ),
+    "export": Stage(
+        "pretrain run to weights with a model card, to publish",
+        "samssl.cluster.export:ExportConfig",
+        "samssl.cluster.export:run_export",
+    ),
     "evaluate": Stage(
         "model bundle to per-case scores",
         "samssl.evaluate:EvaluateConfig",
@@ -61,7 +67,10 @@ STAGES = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a `UserError` is one message on stderr and exit code 1."""
     parser = _parser()
-    parsed = parser.parse_args(arguments)
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest and parsed.run is not _run_bench:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    parsed.rest = rest
     try:
         parsed.run(parsed)
     except UserError as error:
@@ -95,11 +104,16 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", nargs="*", metavar="field=value", help="as in optim.lr=3e-4")
         command.set_defaults(run=_run_stage, stage=stage, parser=command)
     _add_plan(commands)
+    bench = commands.add_parser("bench", help="time this program against its baselines", add_help=False)
+    bench.add_argument("name", nargs="?", help="a file of benchmarks/, as in pretrain")
+    bench.set_defaults(run=_run_bench)
     lineage = commands.add_parser(
-        "lineage", help="print the chain behind a bundle or run, every digest re-checked"
+        "lineage", help="print the chain behind an encoder, bundle, export or run, every digest re-checked"
     )
     lineage.add_argument(
-        "start", metavar="BUNDLE_OR_RUN_ID", help="path of a model bundle, or an MLflow run id"
+        "start",
+        metavar="PATH_OR_RUN_ID",
+        help="path of an encoder, bundle, export or stage folder, models:/NAME@ALIAS, or an MLflow run id",
     )
     lineage.set_defaults(run=_run_lineage)
     return parser
@@ -133,6 +147,20 @@ def _run_stage(parsed: argparse.Namespace) -> None:
         raise UserError("Give --config FILE, or the fields as name=value; --help lists them.")
     config = load_config(config_class, parsed.config, parse_overrides(parsed.overrides))
     _load(parsed.stage.function)(config)
+
+
+def _run_bench(parsed: argparse.Namespace) -> None:
+    """`benchmarks/NAME.py` with the arguments that follow the name."""
+    folder = Path(__file__).parents[1] / "benchmarks"
+    names = sorted(path.stem for path in folder.glob("*.py"))
+    if not names:
+        raise UserError(
+            f"There is no folder {folder}: benchmarks come with the source code, not the package."
+        )
+    if parsed.name not in names:
+        raise UserError(f"Give the name of a benchmark: {', '.join(names)}.")
+    sys.argv = [f"samssl bench {parsed.name}", *parsed.rest]
+    runpy.run_path(str(folder / f"{parsed.name}.py"), run_name="__main__")
 
 
 def _run_lineage(parsed: argparse.Namespace) -> None:

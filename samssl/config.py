@@ -10,6 +10,7 @@ import functools
 import hashlib
 import inspect
 import json
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
@@ -58,12 +59,19 @@ def load_config(cls: type[T], path: Path | None, overrides: Mapping[str, Any]) -
 def absolute_paths(value: T) -> T:
     """`value` with every path in it made absolute: workers run in folders of their own."""
     if isinstance(value, Path):
-        return value.expanduser().absolute()
+        return value if "://" in as_url(value) else value.expanduser().absolute()
+    if isinstance(value, tuple):
+        return type(value)(map(absolute_paths, value))
     if not is_dataclass(value) or isinstance(value, type):
         return value
     return replace(
         value, **{field.name: absolute_paths(getattr(value, field.name)) for field in fields(value)}
     )
+
+
+def as_url(place: str | Path) -> str:
+    """A place as text. `Path` folds the slashes of a URL, as in s3:/bucket; they are put back."""
+    return re.sub(r"^([a-z][a-z0-9+.\-]+):/+(?=[^/])", r"\1://", str(place))
 
 
 def build_config(cls: type[T], tree: Mapping[str, Any], source: str) -> T:

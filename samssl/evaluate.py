@@ -56,7 +56,7 @@ class Evaluation:
 def evaluate(config: EvaluateConfig) -> Evaluation:
     """Segment and score every labelled case of the split; writes `cases.parquet` and `predictions.zarr`."""
     store = SliceStore(config.store)
-    cases = [case for case in store.cases(config.split) if store.info(case)["mask_sha256"]]
+    cases = [case for case in store.cases(config.split) if store.rows.labelled(store.first_row(case))]
     if not cases:
         raise UserError(f"The store {config.store} has no labelled cases in split '{config.split}'.")
     bundle = read_bundle(config.bundle)
@@ -67,7 +67,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     segmenter = load_segmenter(config.bundle, config.base).to(device)
-    scored, tables = segment_cases(segmenter, store, cases, bundle.model.image_size, device), []
+    size, tables = bundle.model.image_size, []
+    scored = segment_cases(segmenter, store, cases, size, device, bundle.input)
     with written_aside(config.out / "predictions.zarr") as folder:
         for case, prediction in tqdm(scored, total=len(cases), desc="evaluate", unit="case", mininterval=2):
             _save_prediction(folder / case, prediction)

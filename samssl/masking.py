@@ -85,8 +85,9 @@ def draw_visible(
 ) -> VisibleTokens:
     """The visible tokens of each image, for an encoder with attention windows."""
     noise = window_noise(keys, grid, window, masking.block)
-    looked_at = masking.tissue_share > 0 and tissue is not None
-    in_windows = _in_windows(tissue, grid, window) if looked_at else None
+    in_windows = None
+    if masking.tissue_share > 0 and tissue is not None:
+        in_windows = _in_windows(tissue, grid, window)
     draw = stratified if masking.layout == "stratified" else uniform
     return draw(noise, grid, window, masking.ratio, in_windows, masking.tissue_share)
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Integer
 from torch import nn
 
-from samssl.data.datasets import unit_slice
+from samssl.data.inputs import InputConfig, input_slice, scaled
 from samssl.data.resize import fit_square, unfit_square
 from samssl.data.slices import SliceStore
 from samssl.metrics import dice_per_label
@@ -18,36 +18,52 @@ BATCH_SIZE = 16
 
 @torch.no_grad()
 def segment_case(
-    segmenter: nn.Module, store: SliceStore, case: str, image_size: int, device: torch.device
+    segmenter: nn.Module,
+    store: SliceStore,
+    case: str,
+    image_size: int,
+    device: torch.device,
+    inputs: InputConfig = InputConfig(),
 ) -> Integer[np.ndarray, "Z H W"]:
     """Label ids of the most likely class of every voxel; logits, not labels, are resized."""
-    info = store.info(case)
-    height, width = int(info["height"]), int(info["width"])
+    start = store.first_row(case)
+    stop = start + store.rows.num_slices(start)
     ids = torch.tensor(sorted(store.labels))
     slices = []
-    for first in range(0, int(info["num_slices"]), BATCH_SIZE):
-        last = min(first + BATCH_SIZE, int(info["num_slices"]))
-        images = torch.stack([unit_slice(store, case, z) for z in range(first, last)]).to(device)
-        logits = segmenter(fit_square(images, image_size))
+    for first in range(start, stop, BATCH_SIZE):
+        pairs = [input_slice(store, row, inputs) for row in range(first, min(first + BATCH_SIZE, stop))]
+        images, ranges = (torch.stack(column).to(device) for column in zip(*pairs, strict=True))
+        height, width = images.shape[-2:]
+        logits = segmenter(scaled(fit_square(images, image_size), ranges))
         classes = unfit_square(logits.float(), height, width, image_size).argmax(dim=1).cpu()
         slices.append(ids[classes].to(torch.uint8 if ids.max() < 256 else torch.int32).numpy())
     return np.concatenate(slices)
 
 
 def segment_cases(
-    segmenter: nn.Module, store: SliceStore, cases: Iterable[str], image_size: int, device: torch.device
+    segmenter: nn.Module,
+    store: SliceStore,
+    cases: Iterable[str],
+    image_size: int,
+    device: torch.device,
+    inputs: InputConfig = InputConfig(),
 ) -> Iterator[tuple[str, Integer[np.ndarray, "Z H W"]]]:
     """`segment_case` for each case, with the segmenter in evaluation mode."""
     segmenter.eval()
     for case in cases:
-        yield case, segment_case(segmenter, store, case, image_size, device)
+        yield case, segment_case(segmenter, store, case, image_size, device, inputs)
 
 
 def score_cases(
-    segmenter: nn.Module, store: SliceStore, cases: Iterable[str], image_size: int, device: torch.device
+    segmenter: nn.Module,
+    store: SliceStore,
+    cases: Iterable[str],
+    image_size: int,
+    device: torch.device,
+    inputs: InputConfig = InputConfig(),
 ) -> pd.DataFrame:
     """The rows of `score_case` for every case."""
-    scored = segment_cases(segmenter, store, cases, image_size, device)
+    scored = segment_cases(segmenter, store, cases, image_size, device, inputs)
     return pd.concat([score_case(store, case, prediction) for case, prediction in scored], ignore_index=True)
 
 

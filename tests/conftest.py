@@ -12,6 +12,7 @@ from segment_anything.modeling import Sam
 from torch import nn
 
 from samssl.models.sam import build_micro
+from samssl.models.tinyvit import TinyViT
 
 
 @pytest.fixture
@@ -22,11 +23,33 @@ def micro_sam() -> Sam:
     return sam
 
 
+@pytest.fixture
+def micro_mobile_sam() -> Sam:
+    """`micro_sam` with a small TinyViT as its image encoder: patches of 16 instead of 4."""
+    torch.manual_seed(0)
+    sam = build_micro()
+    sam.image_encoder = TinyViT(  # pyright: ignore[reportAttributeAccessIssue]
+        embed_dims=(8, 16, 24, 32),
+        depths=(1, 1, 2, 1),
+        num_heads=(1, 2, 3, 4),
+        windows=(3, 3, 4, 3),
+        out_channels=64,
+        num_classes=5,
+    )
+    randomise(sam)
+    return sam.eval()
+
+
 def randomise(model: nn.Module) -> None:
-    """Draw what `segment_anything` leaves at zero or one."""
+    """Draw what `segment_anything` and timm leave at zero or one, statistics of batch norms included."""
     for name, parameter in model.named_parameters():
-        if "pos" in name or name.endswith("bias"):
+        if "pos" in name or name.endswith(("bias", "attention_biases")):
             nn.init.normal_(parameter, std=0.3)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.running_var):
+                nn.init.uniform_(tensor, 0.5, 1.5)  # pyright: ignore[reportArgumentType]
+            nn.init.normal_(module.running_mean, std=0.3)  # pyright: ignore[reportArgumentType]
 
 
 def write_scans(root: Path, cases: int) -> Path:

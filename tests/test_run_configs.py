@@ -97,6 +97,14 @@ def test_stage_by_stage_is_the_study(stage: str) -> None:
     assert {name.removeprefix(f"{stage}.") for name in of_stage} <= settings.keys()
 
 
+def test_fine_tuning_in_a_study_sees_the_input_of_pretraining() -> None:
+    path = ROOT / "ray_configs/studies/hippocampus.yaml"
+    given = {"pretrain.data.input.channels": "neighbours", "pretrain.data.input.mr": "zscore"}
+    study = load_config(config_class("study"), path, {**given, **REQUIRED.get("study", {})})
+    assert study.pretrain.data.input.mr == "zscore"
+    assert study.finetune.data.input == study.pretrain.data.input
+
+
 @pytest.mark.parametrize(
     ("document", "arguments"),
     ALL_COMMANDS,
@@ -106,7 +114,7 @@ def test_a_documented_command_is_accepted(
     document: Path, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = arguments[0]
-    assert stage in {*STAGES, "lineage", "plan"}
+    assert stage in {*STAGES, "lineage", "plan", "bench"}
     shutil.copytree(ROOT / "ray_configs", tmp_path / "ray_configs")
     for name, content in written_files(document).items():
         (tmp_path / name).write_text(content)
@@ -115,10 +123,11 @@ def test_a_documented_command_is_accepted(
         assert len(arguments) == 2
         return
     if stage == "plan":
-        monkeypatch.setattr("samssl.train.plan.describe_plan", lambda *arguments: repr(arguments))
-        main(arguments)
-        return
-    monkeypatch.setitem(STAGES, stage, replace(STAGES[stage], function="builtins:repr"))
+        monkeypatch.setattr("samssl.train.plan.describe_plan", lambda *given: "")
+    elif stage == "bench":
+        monkeypatch.setattr("runpy.run_path", lambda path, run_name: Path(path).read_text())
+    else:
+        monkeypatch.setitem(STAGES, stage, replace(STAGES[stage], function="builtins:repr"))
     main(arguments)  # ends the process where a file, a field or a value is not accepted
 
 

@@ -34,6 +34,7 @@ from samssl.config import UserError
 from samssl.models.checkpoints import save_state
 from samssl.train.context import RunContext, State
 from samssl.train.distributed import shard
+from samssl.train.memory import keep_freed_memory
 from samssl.train.resources import ResourcesConfig, Strategy
 
 Item = TypeVar("Item")
@@ -100,6 +101,8 @@ def train(
     def train_loop() -> UserError | None:
         torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
         context = RayContext(run, bars, resources.strategy)
+        if context.device.type == "cpu":
+            keep_freed_memory()
         try:
             task(config, context)
         except UserError as error:

@@ -1,12 +1,14 @@
-"""From any bundle or run back to the source files, every link checked by digest, not by path."""
+"""From an encoder, bundle, export or run back to the source files; links are digests, not paths."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 
+from samssl.cluster.registry import URI, fetch, find_version
 from samssl.cluster.tracking import Run, find_runs, tracking_uri
 from samssl.config import UserError
 from samssl.data.slices import SliceStore, verify_store
@@ -14,6 +16,12 @@ from samssl.files import read_json, sha256_file, sha256_tree
 
 RANDOM = "random-"
 """How the digest of weights that were drawn, not read, begins."""
+
+WRITTEN = ("encoder", "bundle", "export", "safetensors")
+"""Roles of what one can ask about by its path."""
+
+STATE = "state"
+"""What a run can be continued from. It may be deleted, and is a link only where a later run read it."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class Link:
 
 
 def describe_lineage(start: str) -> tuple[str, bool]:
-    """The chain behind a bundle's path or a run id as text, and whether every link holds."""
+    """The chain behind a path, a registered model or a run id as text, and whether every link holds."""
     links = list(trace(start))
     lines = []
     for link in links:
@@ -61,11 +69,15 @@ def trace(start: str) -> Iterator[Link]:
     Raises:
         UserError: no run is known for it.
     """
-    path = Path(start)
-    run = _run_of_bundle(path) if path.exists() else _run_by_id(start)
-    tags, seen = run.tags(), set[str]()
-    if path.exists():  # what was asked about is checked where it lies, not where it was written
-        tags |= {"path.bundle": str(path)}
+    path, seen, moved = Path(start), set[str](), {}
+    if start.startswith(URI):
+        registered, run = _registered(start)
+        yield registered
+    elif path.exists():
+        run, moved = _run_of_path(path)
+    else:
+        run = _run_by_id(start)
+    tags = run.tags() | moved
     for evaluation in find_runs({"input.bundle": tags["output.bundle"]}) if "output.bundle" in tags else []:
         seen.add(evaluation.run_id)
         yield from _outputs(evaluation, evaluation.tags(), depth=0)
@@ -79,14 +91,21 @@ def _chain(run: Run, tags: dict[str, str], depth: int, seen: set[str]) -> Iterat
     yield from _outputs(run, tags, depth)
     for role, digest in _tagged(tags, "input."):
         writer = _writer(tags, role, digest)
+        if writer and role == STATE:
+            yield from _outputs(writer, writer.tags(), depth + 1, [STATE])
         if writer:
             yield from _chain(writer, writer.tags(), depth + 1, seen)
         else:
             yield _outside(tags, role, digest, depth + 1)
 
 
-def _outputs(run: Run, tags: dict[str, str], depth: int) -> Iterator[Link]:
+def _outputs(
+    run: Run, tags: dict[str, str], depth: int, only: Collection[str] | None = None
+) -> Iterator[Link]:
+    """What `run` wrote, except its state; or `only` these roles."""
     for role, digest in _tagged(tags, "output."):
+        if role not in only if only else role == STATE:
+            continue
         path = Path(tags[f"path.{role}"])
         problems = _problems(role, path, digest)
         yield Link(depth, tags["stage"], run.run_id, role, digest, problems)
@@ -124,7 +143,8 @@ def _outside(tags: dict[str, str], role: str, digest: str, depth: int) -> Link:
 
 def _writer(tags: dict[str, str], role: str, digest: str) -> Run | None:
     """The run that wrote an input, found by its digest; the one noted at the time if it still fits."""
-    writers = find_runs({f"output.{role}": digest})
+    kind = role.rstrip("_0123456789")  # manifest_2 is the manifest of a second store
+    writers = find_runs({f"output.{kind}": digest})
     noted = [run for run in writers if run.run_id == tags.get(f"run.{role}")]
     return next(iter(noted or writers), None)
 
@@ -135,16 +155,41 @@ def _tagged(tags: dict[str, str], prefix: str) -> list[tuple[str, str]]:
     )
 
 
-def _run_of_bundle(path: Path) -> Run:
-    """The run that wrote the bundle, by its digest, or by the record beside it where it was changed since."""
-    found = find_runs({"output.bundle": sha256_tree(path)})
-    if found:
-        return found[0]
+def _registered(uri: str) -> tuple[Link, Run]:
+    """The registered file, measured where the registry keeps it, and the run that its version names."""
+    version = find_version(uri)
+    digest = version.tags.get("file.sha256", "")
+    with tempfile.TemporaryDirectory() as folder:
+        file = fetch(version, Path(folder))
+        problems = _compare(file, digest, sha256_file) if file else [f"The registry lost {version.source}."]
+    name = f"{version.name} version {version.version}"
+    return Link(0, "registry", "", name, digest, problems), _run_by_id(version.run_id or "")
+
+
+def _run_of_path(path: Path) -> tuple[Run, dict[str, str]]:
+    """The run that wrote what lies at `path`, and the tag that says that it is now there.
+
+    Found by its digest, or by the record beside it where it was changed since. A stage's own folder stands
+    for its run.
+
+    Raises:
+        UserError: no run is known that wrote it.
+    """
+    if (path / "run.json").is_file():
+        return _run_by_id(read_json(path / "run.json")["run_id"]), {}
+    digest = sha256_file(path) if path.is_file() else sha256_tree(path)
+    for role in WRITTEN:
+        found = find_runs({f"output.{role}": digest})
+        if found:
+            return found[0], {f"path.{role}": str(path)}
     record = path.parent / "run.json"
     if record.is_file():
-        return _run_by_id(read_json(record)["run_id"])
+        run = _run_by_id(read_json(record)["run_id"])
+        moved = [name for name, at in _tagged(run.tags(), "path.") if Path(at).name == path.name]
+        return run, {f"path.{role}": str(path) for role in moved}
     raise UserError(
-        f"No run in {tracking_uri()} wrote {path}. Give a bundle of finetune, and its MLFLOW_TRACKING_URI."
+        f"No run in {tracking_uri()} wrote {path}. Give an encoder of pretrain, a bundle of finetune or an "
+        "export, and their MLFLOW_TRACKING_URI."
     )
 
 
@@ -161,9 +206,9 @@ def _problems(role: str, path: Path, digest: str) -> list[str]:
     """What is wrong with the thing at `path`, which had this digest when its run ended."""
     if not path.exists():
         return [f"{path} is not there any more."]
-    if role == "manifest":
+    if role.startswith("manifest"):
         return verify_store(path) or _compare(path, digest, lambda store: SliceStore(store).digest)
-    return _compare(path, digest, sha256_tree if role == "bundle" else sha256_file)
+    return _compare(path, digest, sha256_tree if role in ("bundle", "export") else sha256_file)
 
 
 def _compare(path: Path, digest: str, measure: Callable[[Path], str]) -> list[str]:

@@ -5,8 +5,8 @@
     run.json           MLflow run id, status, wall time, digests of inputs and outputs, metrics
 
 A digest that a run reads or writes is a tag `input.<role>` or `output.<role>`; roles are `manifest`,
-`encoder`, `bundle` and `cases`. `input_path.<role>` and `path.<role>` say where it lay; `run.<role>` names
-the run that wrote an input, where it is known.
+`encoder`, `state`, `bundle`, `export`, `safetensors` and `cases`. `input_path.<role>` and `path.<role>` say
+where it lay; `run.<role>` names the run that wrote an input, where it is known.
 """
 
 import shutil
@@ -23,12 +23,15 @@ from samssl.config import UserError, dump_yaml, flatten, read_yaml, to_tree
 from samssl.environment import environment, hardware
 from samssl.files import read_json, write_json, write_text
 
-PATHS = ("out", "store", "data.store", "data.root", "data.csv", "model.checkpoint", "bundle", "base", "study")
+PATHS = (
+    *("out", "store", "data.store", "data.root", "data.csv", "model.checkpoint", "continue_from"),
+    *("run", "bundle", "base", "study"),
+)
 """Fields that say where something lies: what lies there is compared by digest instead."""
 
 
 RUNTIME = (
-    *("resources.", "optim.log_every", "optim.save_every"),
+    *("resources.", "register.", "optim.log_every", "optim.save_every"),
     *("optim.loader_workers", "optim.checkpoint_activations"),
 )
 """Fields, by how they begin, that change how a result is reached and not what it is."""

@@ -1,5 +1,6 @@
 """Each stage once: its digests in, its work, its digests out."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -7,6 +8,7 @@ from torch import Tensor
 from samssl.bundle import read_bundle, write_bundle
 from samssl.cluster.launch import call_remote, ray_map, train
 from samssl.cluster.lineage import RANDOM
+from samssl.cluster.registry import register_encoder
 from samssl.cluster.stage import Input, Place, StageRun, stage
 from samssl.cluster.tracking import find_runs
 from samssl.data.prepare import PrepareConfig, prepare
@@ -15,11 +17,15 @@ from samssl.data.slices import REJECTED_FILE, SliceStore
 from samssl.evaluate import EvaluateConfig, evaluate
 from samssl.files import sha256_file, sha256_tree, write_text
 from samssl.models.checkpoints import save_state, save_weights
-from samssl.models.sam import ModelConfig, check_checkpoint
+from samssl.models.initial import RUN_FILE, LoadReport
+from samssl.models.sam import ModelConfig, check_checkpoint, resolve
 from samssl.report.page import ReportConfig, write_report
 from samssl.train.context import State
+from samssl.train.continuation import STATE_FILE, check_continues
 from samssl.train.finetune import FinetuneConfig, finetune, training_rows
 from samssl.train.pretrain import PretrainConfig, pretrain, pretrained_sam
+
+COUNTED = ("loaded", "interpolated", "new", "ignored")
 
 
 def run_simulate(config: SimulateConfig) -> None:
@@ -43,31 +49,38 @@ def run_prepare(config: PrepareConfig, place: Place = Place()) -> str:
 
 def run_pretrain(config: PretrainConfig, place: Place = Place()) -> Path:
     """Slice store to a SAM-format encoder checkpoint; returns its path."""
-    inputs = {"manifest": manifest_of(config.data.store), "encoder": encoder_of(config.model)}
-    checkpoint = config.out / "encoder.pth"
+    config, inputs, report = _pretrain_start(config)
+    checkpoint, state_file = config.out / RUN_FILE, config.out / STATE_FILE
     with stage("pretrain", config, inputs, place) as work:
         if not work.done:
+            _tell_weights(work, report)
             state = train(pretrain, config, config.resources, work.run, work.out / "ray")
             save_weights(pretrained_sam(config, state), checkpoint)
-            save_state(state, config.out / "state.pt")
+            save_state(state, state_file)
             _finish(work, state)
             work.metrics = {"last/val_loss": last(state, "val/loss"), "steps": state["progress"]["step"]}
             work.wrote("encoder", sha256_file(checkpoint), checkpoint)
+            work.wrote("state", sha256_file(state_file), state_file)
+            if config.register.enabled:
+                uri = register_encoder(work.run, checkpoint, config.model, config.register)
+                print(f"pretrain: registered as {uri}", flush=True)
     return checkpoint
 
 
 def run_finetune(config: FinetuneConfig, place: Place = Place()) -> Path:
     """Slice store and SAM-format checkpoint to a model bundle; returns its path."""
     store = SliceStore(config.data.store)
-    inputs = {"manifest": Input(store.digest, config.data.store), "encoder": encoder_of(config.model)}
+    config = replace(config, model=resolve(config.model))
+    encoder, report = encoder_of(config.model)
+    inputs = {"manifest": Input(store.digest, config.data.store), "encoder": encoder}
     bundle = config.out / "bundle"
     with stage("finetune", config, inputs, place) as work:
         if not work.done:
+            _tell_weights(work, report)
             warn_of_other_store(inputs["encoder"], inputs["manifest"])
             shots = training_rows(store, config.data)
-            write_text(
-                config.out / "shots.csv", "\n".join(["case,z", *(f"{case},{z}" for case, z in shots)]) + "\n"
-            )
+            listed = [store.describe(row).replace("/", ",") for row in shots.tolist()]
+            write_text(config.out / "shots.csv", "\n".join(["case,z", *listed]) + "\n")
             state = train(finetune, config, config.resources, work.run, work.out / "ray")
             progress = state["progress"]
             digest = write_bundle(bundle, config, store, tuned_weights(state))
@@ -111,7 +124,8 @@ def _finish(work: StageRun, state: State) -> None:
     """Leave the curves and pictures in the stage's folder."""
     lines = [f"{step},{metric},{value!r}" for step, metric, value in state["progress"]["history"]]
     write_text(work.out / "history.csv", "\n".join(["step,metric,value", *lines]) + "\n")
-    work.run.download("reconstructions", work.out)
+    for pictures in ("reconstructions", "probe"):
+        work.run.download(pictures, work.out)
     work.obsolete.append(work.out / "ray")
 
 
@@ -120,16 +134,46 @@ def manifest_of(store: Path) -> Input:
     return Input(SliceStore(store).digest, store)
 
 
-def encoder_of(model: ModelConfig) -> Input:
+def encoder_of(model: ModelConfig) -> tuple[Input, LoadReport]:
     """The initial weights: the checkpoint by its SHA-256, or what random weights are drawn from.
 
     Raises:
         CheckpointError: the checkpoint does not fit the model.
     """
-    if model.checkpoint is None:
-        return Input(f"{RANDOM}{model.variant}-{model.init_seed}", None)
-    check_checkpoint(model)  # here, before anything is started or written
-    return Input(sha256_file(model.checkpoint), model.checkpoint)
+    report = check_checkpoint(model)  # here, before anything is started or written
+    file = resolve(model).checkpoint
+    if not isinstance(file, Path):
+        return Input(f"{RANDOM}{model.variant}-{model.init_seed}", None), report
+    return Input(sha256_file(file), file), report
+
+
+def _pretrain_start(config: PretrainConfig) -> tuple[PretrainConfig, dict[str, Input], LoadReport]:
+    """The settings with all that follows from the initial weights, the inputs, and what is loaded.
+
+    A continued run starts from the weights of the earlier one, whose parts that do not train it keeps.
+    """
+    model, earlier = config.model, config.continue_from
+    if earlier:
+        model = replace(model, checkpoint=earlier)
+    config = replace(config, model=resolve(model))
+    if earlier:
+        print(f"pretrain: {check_continues(earlier, config)}", flush=True)
+    encoder, report = encoder_of(config.model)
+    inputs = {"manifest": manifest_of(config.data.store), "encoder": encoder}
+    for number, store in enumerate(config.data.more_stores, start=2):
+        inputs[f"manifest_{number}"] = manifest_of(store)
+    if earlier:
+        inputs["state"] = Input(sha256_file(earlier / STATE_FILE), earlier / STATE_FILE)
+    return config, inputs, report
+
+
+def _tell_weights(work: StageRun, report: LoadReport) -> None:
+    """Print what was loaded and what is new, and keep it with the run."""
+    print(report.text(), flush=True)
+    write_text(work.out / "weights.txt", report.full_text())
+    work.run.log_file(work.out / "weights.txt")
+    counts = {f"weights.{heading}": len(getattr(report, heading)) for heading in COUNTED}
+    work.run.set_tags({"weights.format": report.format, **{name: str(n) for name, n in counts.items()}})
 
 
 def warn_of_other_store(encoder: Input, manifest: Input) -> None:

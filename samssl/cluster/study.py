@@ -65,12 +65,20 @@ class StudyConfig:
                 f"{stage_name}.optim.seed": 0,
             }
         derived["finetune.data.shot_seed"] = 0
+        derived["finetune.data.input"] = _given(tree, "pretrain", "data", "input")
         ignored = [field_name for field_name, value in derived.items() if derive(tree, field_name, value)]
         if ignored:
             print(
-                f"study: follows from name, out, model and seeds, and is ignored: {', '.join(ignored)}",
+                f"study: follows from other fields, and is ignored: {', '.join(ignored)}",
                 flush=True,
             )
+
+
+def _given(tree: Any, *names: str) -> Any:
+    """What the nested `tree` says under these names; an empty mapping where it says nothing."""
+    for name in names:
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree or {}
 
 
 def run_study(config: StudyConfig) -> Path:

@@ -15,6 +15,7 @@ from samssl.data.shards import write_slices
 from samssl.files import files_below, sha256_file, written_aside
 
 CASE_FILE = "case.json"
+_TUPLES = ("shape", "spacing_mm", "intensity", "statistics")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class CaseFacts:
     """From the (z, y, x) index to RAS mm."""
     intensity: tuple[float, float]
     """The low and high end of the values worth seeing."""
+    statistics: tuple[float, float, float, float]
+    """Mean and standard deviation above the background; lowest and highest value."""
     content_fraction: list[float]
     """Per slice: the share of pixels that are not air."""
     foreground_fraction: list[float | None]
@@ -80,6 +83,14 @@ def intensity_range(scan: Scan, window_hu: tuple[float, float]) -> tuple[float, 
     return (low, high) if low < high else (lowest, highest)
 
 
+def intensity_statistics(voxels: Shaped[np.ndarray, "Z H W"]) -> tuple[float, float, float, float]:
+    """Mean and standard deviation over the voxels above the background; the lowest and highest of all."""
+    lowest, highest = float(voxels.min()), float(voxels.max())
+    above = voxels[voxels > lowest].astype(np.float64)
+    mean, std = (float(above.mean()), float(above.std())) if len(above) else (lowest, 0.0)
+    return mean, std, lowest, highest
+
+
 def content_fractions(voxels: Shaped[np.ndarray, "Z H W"], low: float, high: float) -> list[float]:
     """For each slice the share of pixels more than 5 % of the range above its low end."""
     return (voxels > low + 0.05 * (high - low)).mean(axis=(1, 2)).tolist()
@@ -106,6 +117,7 @@ def write_case(
             spacing_mm=scan.spacing_mm,
             affine=scan.affine.tolist(),
             intensity=(low, high),
+            statistics=intensity_statistics(scan.voxels),
             content_fraction=content_fractions(scan.voxels, low, high),
             foreground_fraction=_foreground_fractions(mask, scan.voxels.shape[0]),
             labels=_labels_present(mask, scan.voxels.shape[0]),
@@ -141,7 +153,7 @@ def files_of(root: Path, facts: CaseFacts) -> Mapping[str, str]:
 
 def _read_facts(path: Path) -> CaseFacts:
     content = unseal(path.read_bytes())
-    tuples: dict[str, Any] = {name: tuple(content[name]) for name in ("shape", "spacing_mm", "intensity")}
+    tuples: dict[str, Any] = {name: tuple(content[name]) for name in _TUPLES}
     return CaseFacts(**(content | tuples))
 
 

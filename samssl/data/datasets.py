@@ -1,36 +1,36 @@
-"""Slices as tensors: intensities in [0, 1] at the model's input size, augmented by each draw's key."""
+"""Slices as tensors at the model's input size, varied by each draw's key."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from samssl.config import BelowOne, Fraction, NonNegative, UserError, config
-from samssl.data.intensity import to_unit
+from samssl.data.inputs import (
+    InputConfig,
+    above_floor,
+    input_slice,
+    range_above_floor,
+    scaled,
+    slices_seen,
+    value_ranges,
+)
 from samssl.data.resize import fit_square
 from samssl.data.slices import SliceStore
+from samssl.data.views import CropConfig, draw_view, keyed_randomness
 
 CACHE_BYTES = 1 << 30
 """Decoded slices that one dataset keeps in memory."""
 
-Row = tuple[str, int]
-"""A slice: its case and z index."""
-
-
-@config
-class CropConfig:
-    """Views of a slice for self-supervised pretraining."""
-
-    smallest: Fraction = 0.5
-    """Smallest share of a slice's area that a crop keeps; 1 does not crop."""
-    flip: Fraction = 0.5
-    """Share of the views that are mirrored left to right."""
+Rows = Int[np.ndarray, " rows"]
+"""Slices by their row numbers in the index of their store."""
 
 
 @config
@@ -52,11 +52,11 @@ class AugmentConfig:
 
 
 class _Slices:
-    """Rows of a store as unit-intensity slices, kept in memory up to `CACHE_BYTES`."""
+    """Rows of a store, read once and kept in memory as they are stored, up to `CACHE_BYTES`."""
 
-    def __init__(self, store: SliceStore, rows: list[Row], image_size: int) -> None:
-        self.store, self.rows, self.image_size = store, rows, image_size
-        self.kept: dict[Row, Tensor] = {}
+    def __init__(self, store: SliceStore, rows: Rows, image_size: int, inputs: InputConfig) -> None:
+        self.store, self.rows, self.image_size, self.inputs = store, rows, image_size, inputs
+        self.kept: dict[tuple[str, int], np.ndarray] = {}
         self.kept_bytes = 0
 
     def __len__(self) -> int:
@@ -65,39 +65,69 @@ class _Slices:
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"kept": {}, "kept_bytes": 0}  # every reading process keeps its own
 
-    def image(self, row: Row) -> Float[Tensor, "1 H W"]:
-        """One slice in native resolution with intensities in [0, 1]."""
-        if row in self.kept:
-            return self.kept[row]
-        image = unit_slice(self.store, *row)
-        if self.kept_bytes + image.nbytes <= CACHE_BYTES:
-            self.kept[row] = image
-            self.kept_bytes += image.nbytes
-        return image
+    def describe(self, index: int) -> str:
+        """Item `index` as `case/z`, for messages."""
+        return self.store.describe(int(self.rows[index]))
+
+    def image(self, row: int) -> tuple[Float[Tensor, "C H W"], Float[Tensor, "R 2"]]:
+        """What `samssl.data.inputs.input_slice` gives, by way of what is kept in memory."""
+        ranges = value_ranges(self.inputs, self.store.rows.intensity(row))
+        case = self.store.rows.case_name(row)
+        planes = [self._plane(case, z) for z in slices_seen(self.inputs, self.store, row)]
+        return above_floor(np.stack(planes), ranges), range_above_floor(ranges)
+
+    def _plane(self, case: str, z: int) -> Shaped[np.ndarray, "H W"]:
+        if (case, z) in self.kept:
+            return self.kept[case, z]
+        plane = self.store.image_slice(case, z)
+        if self.kept_bytes + plane.nbytes <= CACHE_BYTES:
+            self.kept[case, z] = plane
+            self.kept_bytes += plane.nbytes
+        return plane
 
 
 class UnlabelledSlices(_Slices):
-    """`image` [1, S, S] and `key` of crops of slices, for masked autoencoding."""
+    """Views of slices for self-supervised learning, with their `key` and `index`.
 
-    def __init__(self, store: SliceStore, rows: list[Row], image_size: int, crop: CropConfig | None) -> None:
-        super().__init__(store, rows, image_size)
+    `image` [C, S, S], `range` [R, 2] and, where views are shaded, `shade` [3] are as
+    `samssl.data.inputs.unit_images` takes them.
+    """
+
+    def __init__(
+        self,
+        store: SliceStore,
+        rows: Rows,
+        image_size: int,
+        crop: CropConfig,
+        inputs: InputConfig = InputConfig(),
+    ) -> None:
+        super().__init__(store, rows, image_size, inputs)
         self.crop = crop
 
     def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor]:
         index, key = draw
-        image = self.image(self.rows[index])
-        if self.crop:
-            with keyed_randomness(key):
-                image = random_crop(image, self.crop.smallest)
-                image = image.flip(-1) if torch.rand(()) < self.crop.flip else image
-        return {"image": fit_square(image[None], self.image_size)[0], "key": torch.tensor(key)}
+        image, ranges = self.image(int(self.rows[index]))
+        with keyed_randomness(key):
+            view, shade = draw_view(image, self.image_size, self.crop)
+        item = {"image": view, "range": ranges, "key": torch.tensor(key), "index": torch.tensor(index)}
+        return item if shade is None else item | {"shade": shade}
 
 
 class LabelledSlices(_Slices):
-    """`image` [1, S, S] and `labels` [S, S] (class numbers: ranks of the label ids) of augmented slices."""
+    """`image` [C, S, S] in [0, 1], `labels` [S, S] (class numbers: ranks of the label ids), and `index`.
 
-    def __init__(self, store: SliceStore, rows: list[Row], image_size: int, augment: AugmentConfig) -> None:
-        super().__init__(store, rows, image_size)
+    Augmentation works on intensities in [0, 1], so these few slices are scaled here, on the CPU.
+    """
+
+    def __init__(
+        self,
+        store: SliceStore,
+        rows: Rows,
+        image_size: int,
+        augment: AugmentConfig,
+        inputs: InputConfig = InputConfig(),
+    ) -> None:
+        super().__init__(store, rows, image_size, inputs)
         self.augment = augment
         self.move = v2.RandomAffine(
             degrees=(-augment.degrees, augment.degrees),
@@ -109,62 +139,82 @@ class LabelledSlices(_Slices):
 
     def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor]:
         index, key = draw
-        labels = self.labels(self.rows[index])
-        image = fit_square(self.image(self.rows[index])[None], self.image_size)[0]
-        labels = fit_square(labels[None].float(), self.image_size, mode="nearest-exact")[0]
+        row = int(self.rows[index])
+        image, ranges = self.image(row)
+        image = scaled(fit_square(image[None], self.image_size), ranges[None])[0]
+        labels = fit_square(self.labels(row)[None].float(), self.image_size, mode="nearest-exact")[0]
         with keyed_randomness(key):
             image, labels = self.flip(*self.move(tv_tensors.Image(image), tv_tensors.Mask(labels)))
             image = self._shade(image.as_subclass(Tensor))
-        return {"image": image, "labels": labels.as_subclass(Tensor)[0].long()}
+        labels = labels.as_subclass(Tensor)[0].long()
+        return {"image": image, "labels": labels, "index": torch.tensor(index)}
 
-    def labels(self, row: Row) -> Int[Tensor, "1 H W"]:
+    def labels(self, row: int) -> Int[Tensor, "1 H W"]:
         """Class numbers of one slice in native resolution."""
-        mask = self.store.mask_slice(*row)
+        mask = self.store.mask_slice(self.store.rows.case_name(row), int(self.store.rows.z[row]))
         assert mask is not None, "only labelled patients are in the split train"
         return torch.from_numpy(np.searchsorted(sorted(self.store.labels), mask))[None]
 
-    def _shade(self, image: Float[Tensor, "1 S S"]) -> Float[Tensor, "1 S S"]:
+    def _shade(self, image: Float[Tensor, "C S S"]) -> Float[Tensor, "C S S"]:
         brightness, contrast = 1 + self.augment.intensity * (2 * torch.rand(2) - 1)
         centre = image.mean()
         shaded = brightness * (centre + contrast * (image - centre))
         return (shaded + self.augment.noise * torch.rand(()) * torch.randn_like(image)).clamp(0, 1)
 
 
-@contextmanager
-def keyed_randomness(key: int) -> Iterator[None]:
-    """Everything torch draws inside depends on `key` alone; outside nothing has changed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key)
-        yield
+class Pooled:
+    """Slices of several stores as one dataset, one part after another."""
+
+    def __init__(self, parts: Sequence[UnlabelledSlices]) -> None:
+        self.parts = list(parts)
+        self._stops = [*accumulate(map(len, self.parts))]
+
+    def __len__(self) -> int:
+        return self._stops[-1]
+
+    def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor]:
+        index, key = draw
+        part, place = self._find(index)
+        return self.parts[part][place, key] | {"index": torch.tensor(index)}
+
+    def describe(self, index: int) -> str:
+        """Item `index` as `case/z`; case ids begin with the name of their data set."""
+        part, place = self._find(index)
+        return self.parts[part].describe(place)
+
+    def groups(self, column: str) -> Int[np.ndarray, " items"]:
+        """For each item the number of its value in a text column of the index, the same in all stores."""
+        numbers: dict[str, int] = {}
+        found = []
+        for part in self.parts:
+            codes, names = part.store.rows.groups(column)
+            shared = np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int32)
+            found.append(shared[codes[part.rows]])
+        return np.concatenate(found)
+
+    def _find(self, index: int) -> tuple[int, int]:
+        part = bisect_right(self._stops, index)
+        return part, index - (self._stops[part - 1] if part else 0)
 
 
-def unit_slice(store: SliceStore, case: str, z: int) -> Float[Tensor, "1 H W"]:
-    """One slice in native resolution with intensities in [0, 1], by the range stored for its case."""
-    info = store.info(case)
-    pixels = to_unit(store.image_slice(case, z), info["intensity_low"], info["intensity_high"])
-    return torch.from_numpy(pixels)[None]
+def unit_slice(
+    store: SliceStore, case: str, z: int, inputs: InputConfig = InputConfig()
+) -> Float[Tensor, "C H W"]:
+    """One slice in native resolution with intensities in [0, 1]."""
+    image, ranges = input_slice(store, store.first_row(case) + z, inputs)
+    return scaled(image[None], ranges[None])[0]
 
 
-def rows_of(store: SliceStore, splits: list[str], min_content: float = 0.0) -> list[Row]:
+def rows_of(store: SliceStore, splits: Sequence[str], min_content: float = 0.0) -> Rows:
     """Slices of the splits of which at least the share `min_content` is not air.
 
     Raises:
         UserError: there are none.
     """
-    index = store.index
-    chosen = index[index["split"].isin(splits) & (index["content_fraction"] >= min_content)]
-    if chosen.empty:
+    rows = store.rows.rows(splits, min_content)
+    if not len(rows):
         raise UserError(
             f"The store {store.root} has no slices in split {' or '.join(splits)} with content of at least "
             f"{min_content:g}. Change the splits in prepare, or lower min_content."
         )
-    return list(zip(chosen["case"], chosen["z"].astype(int), strict=True))
-
-
-def random_crop(image: Float[Tensor, "1 H W"], smallest: float) -> Float[Tensor, "1 h w"]:
-    """A part of the same proportions that keeps between `smallest` and all of the area."""
-    side = (smallest + (1 - smallest) * torch.rand(()).item()) ** 0.5
-    shape = [max(1, round(length * side)) for length in image.shape[1:]]
-    room = [length - part for length, part in zip(image.shape[1:], shape, strict=True)]
-    top, left = (int(torch.randint(free + 1, ()).item()) for free in room)
-    return image[:, top : top + shape[0], left : left + shape[1]]
+    return rows

@@ -13,15 +13,16 @@ import pandas as pd
 
 from samssl.config import Count, UserError, config, config_digest
 from samssl.data.cases import CASE_FILE, CaseFacts, Origin, files_of, reusable_case, write_case
+from samssl.data.index import INDEX_COLUMNS, STATISTICS
 from samssl.data.parallel import Run, local_map, with_progress
 from samssl.data.scans import Modality, read_mask, read_scan
-from samssl.data.slices import INDEX_COLUMNS, MANIFEST_FILE, REJECTED_FILE, write_index
+from samssl.data.slices import MANIFEST_FILE, REJECTED_FILE, write_index
 from samssl.data.sources import DataSource, Entry, find_sources
 from samssl.data.splits import SplitConfig, one_patient_per_image, split_patients
 from samssl.files import sha256_file, write_bytes
 
 # Raised when the same source and settings would give other voxels or facts than before.
-_CASE_FORMAT = 1
+_CASE_FORMAT = 2
 
 
 @config
@@ -192,6 +193,7 @@ def _rows(entry: Entry, facts: CaseFacts, splits: Mapping[str, tuple[str, str]])
         **dict(zip(("num_slices", "height", "width"), facts.shape, strict=True)),
         **dict(zip(("spacing_z_mm", "spacing_y_mm", "spacing_x_mm"), facts.spacing_mm, strict=True)),
         **dict(zip(("intensity_low", "intensity_high"), facts.intensity, strict=True)),
+        **dict(zip(STATISTICS, facts.statistics, strict=True)),
         "source": entry.source,
         "source_sha256": facts.source_sha256,
         "mask_source": entry.mask_source,

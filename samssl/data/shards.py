@@ -58,22 +58,23 @@ class ShardedSlices:
 
     def read(self, z: int) -> Shaped[np.ndarray, "H W"]:
         """One slice."""
-        start, stop = self._ranges[z]
+        start, stop = self._ranges[z].tolist()
         return self._decode(self._filesystem.cat_file(self._shard, start=start, end=stop))
 
     def read_all(self) -> Shaped[np.ndarray, "Z H W"]:
         """The whole volume, in one read."""
         content = self._filesystem.cat_file(self._shard)
-        return np.stack([self._decode(content[start:stop]) for start, stop in self._ranges])
+        return np.stack([self._decode(content[start:stop]) for start, stop in self._ranges.tolist()])
 
-    def _read_ranges(self) -> list[tuple[int, int]]:
+    def _read_ranges(self) -> np.ndarray:
         """The first and past-the-last byte of each slice, from the index at the shard's end."""
         length = self.shape[0] * _INDEX_ENTRY_BYTES + _CHECKSUM_BYTES
         tail = self._filesystem.cat_file(self._shard, start=-length)
         index, checksum = tail[:-_CHECKSUM_BYTES], tail[-_CHECKSUM_BYTES:]
         if len(tail) != length or google_crc32c.value(index) != int.from_bytes(checksum, "little"):
             raise ValueError(f"the index of {self._shard} is damaged")
-        return [(start, start + size) for start, size in np.frombuffer(index, "<u8").reshape(-1, 2).tolist()]
+        starts_and_sizes = np.frombuffer(index, "<u8").reshape(-1, 2).astype(np.int64)
+        return np.cumsum(starts_and_sizes, axis=1)
 
     def _decode(self, chunk: bytes) -> np.ndarray:
         try:

@@ -6,11 +6,11 @@
     <store>/rejected.csv          the files that could not be used, and why
 
 The manifest is written last: a folder without a fitting one is no store. Reading goes through fsspec.
+A slice is named by its case and z, or by its row number in the index.
 """
 
 import hashlib
 import io
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,54 +21,69 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Integer, Shaped
 
-from samssl.config import UserError
+from samssl.config import UserError, as_url
+from samssl.data.cache import CachedFiles
 from samssl.data.cases import content_digest
+from samssl.data.index import SliceIndex, store_digest
 from samssl.data.sealed import seal, unseal
 from samssl.data.shards import ShardedSlices
 from samssl.files import write_bytes
 
 INDEX_FILE, MANIFEST_FILE, REJECTED_FILE = "index.parquet", "manifest.json", "rejected.csv"
 
-INDEX_COLUMNS = (
-    *("case", "patient", "split", "modality", "z", "num_slices", "height", "width"),
-    *("spacing_z_mm", "spacing_y_mm", "spacing_x_mm", "intensity_low", "intensity_high"),
-    *("content_fraction", "foreground_fraction", "labels"),
-    *("source", "source_sha256", "mask_source", "mask_source_sha256", "image_sha256", "mask_sha256"),
-)
-# Where a file lay says nothing of what it held, and its name may be a patient's.
-_NOT_IN_DIGEST = ("source", "mask_source")
-_OPEN_ARRAYS = 4096
+_FORMATS = (1, 2)
+"""Of the manifest. 2 has the statistics of each case in the index; 1 is read as it is, without them."""
+_OPEN_ARRAYS = 16384
 
 
 class SliceStore:
     """A complete slice store, for reading; may be pickled and used in many processes."""
 
-    def __init__(self, root: str | Path) -> None:
-        """Open the store at a path or URL.
+    def __init__(self, root: str | Path, cache: Path | None = None) -> None:
+        """Open the store at a path or URL; `cache` is a local folder that keeps the files of a remote one.
 
         Raises:
             UserError: there is no complete store at `root`.
         """
-        self.root = str(root)
-        self._filesystem, self._path = fsspec.url_to_fs(self.root)
-        manifest = _read_manifest(self._filesystem, self._path, self.root)
-        content = _read_index(self._filesystem, self._path, self.root, manifest["files"][INDEX_FILE])
+        self.root = as_url(root)
+        filesystem, self._path = fsspec.url_to_fs(self.root)
+        manifest = _read_manifest(filesystem, self._path, self.root)
         self.name: str = manifest["name"]
         self.labels = {int(label): name for label, name in manifest["labels"].items()}
         self.digest: str = manifest["digest"]
-        self.index = pd.read_parquet(io.BytesIO(content))
-        first = ~self.index["case"].duplicated().to_numpy()
-        self._first_row = dict(zip(self.index["case"][first], np.flatnonzero(first).tolist(), strict=True))
-        self._labelled = frozenset(self.index.loc[self.index["mask_sha256"] != "", "case"])
+        self.rows = _read_index(filesystem, self._path, self.root, manifest["files"][INDEX_FILE])
+        self._files = (
+            filesystem if cache is None else CachedFiles(filesystem, self._path, cache / self.digest[:16])
+        )
         self._arrays: dict[tuple[str, str], ShardedSlices] = {}
+
+    @property
+    def index(self) -> pd.DataFrame:
+        """The whole index as a table; at 10^6 rows it takes seconds and most of a gigabyte."""
+        return self.rows.frame
 
     def cases(self, split: str) -> list[str]:
         """The cases of one split, sorted."""
-        return sorted(self.index.loc[self.index["split"] == split, "case"].unique())
+        return self.rows.cases(split)
 
     def info(self, case: str) -> pd.Series:
         """The facts of one case: the first of its rows in the index."""
-        return self.index.iloc[self._row(case)]
+        return self.index.iloc[self.first_row(case)]
+
+    def first_row(self, case: str) -> int:
+        """Where the rows of a case begin; slice z of it is in row `first_row(case) + z`.
+
+        Raises:
+            UserError: there is no such case.
+        """
+        row = self.rows.first_row(case)
+        if row is None:
+            raise UserError(f"The store {self.root} has no case '{case}'.")
+        return row
+
+    def describe(self, row: int) -> str:
+        """A slice by its row as `case/z`."""
+        return f"{self.rows.case_name(row)}/{self.rows.z[row]}"
 
     def image_slice(self, case: str, z: int) -> Shaped[np.ndarray, "H W"]:
         """One slice of the image, in native type and units."""
@@ -94,21 +109,15 @@ class SliceStore:
         with self._naming(case):
             return self._array(case, "mask").read_all()
 
-    def _row(self, case: str) -> int:
-        if case not in self._first_row:
-            raise UserError(f"The store {self.root} has no case '{case}'.")
-        return self._first_row[case]
-
     def _has_mask(self, case: str) -> bool:
-        self._row(case)
-        return case in self._labelled
+        return self.rows.labelled(self.first_row(case))
 
     def _array(self, case: str, name: str) -> ShardedSlices:
         key = (case, name)
         array = self._arrays.pop(key, None)
         if array is None:
-            self._row(case)
-            array = ShardedSlices(self._filesystem, f"{self._path}/cases/{case}.zarr/{name}")
+            self.first_row(case)
+            array = ShardedSlices(self._files, f"{self._path}/cases/{case}.zarr/{name}")
             if len(self._arrays) >= _OPEN_ARRAYS:
                 self._arrays.pop(next(iter(self._arrays)))
         # Put in last, so that the first is the one unused for longest.
@@ -125,15 +134,6 @@ class SliceStore:
             ) from None
 
 
-def store_digest(name: str, labels: Mapping[int, str], index: pd.DataFrame) -> str:
-    """SHA-256 of what a store holds, the same on any machine and in any folder."""
-    digest = hashlib.sha256(json.dumps([name, sorted(labels.items())]).encode())
-    columns = [column for column in INDEX_COLUMNS if column not in _NOT_IN_DIGEST]
-    for row in index.sort_values(by=["case", "z"])[columns].itertuples(index=False):
-        digest.update(json.dumps([_canonical(value) for value in row]).encode())
-    return digest.hexdigest()
-
-
 def write_index(
     root: Path, name: str, labels: Mapping[int, str], index: pd.DataFrame, files: Mapping[str, str]
 ) -> str:
@@ -144,7 +144,7 @@ def write_index(
     buffer = io.BytesIO()
     index.to_parquet(buffer, index=False)
     manifest = {
-        "format": 1,
+        "format": _FORMATS[-1],
         "name": name,
         "labels": {str(label): text for label, text in labels.items()},
         "cases": len(index["case"].unique()),
@@ -182,7 +182,12 @@ def verify_store(root: str | Path) -> list[str]:
 
 def _read_manifest(filesystem: Any, path: str, root: str) -> dict[str, Any]:
     try:
-        return unseal(filesystem.cat_file(f"{path}/{MANIFEST_FILE}"))
+        manifest = unseal(filesystem.cat_file(f"{path}/{MANIFEST_FILE}"))
+        if manifest["format"] in _FORMATS:
+            return manifest
+        reason = (
+            f"it has format {manifest['format']}, and this version reads {_FORMATS}. Install a newer samssl."
+        )
     except FileNotFoundError:
         reason = f"it has no {MANIFEST_FILE}. Run prepare to write the store, or check the path."
     except (OSError, ValueError) as error:
@@ -190,17 +195,20 @@ def _read_manifest(filesystem: Any, path: str, root: str) -> dict[str, Any]:
     raise UserError(f"{root} is no complete slice store: {reason}")
 
 
-def _read_index(filesystem: Any, path: str, root: str, sha256: str) -> bytes:
+def _read_index(filesystem: Any, path: str, root: str, sha256: str) -> SliceIndex:
     try:
         content = filesystem.cat_file(f"{path}/{INDEX_FILE}")
     except OSError:
         content = b""
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise UserError(
-            f"{root} is no complete slice store: its {INDEX_FILE} is not the one that its "
-            f"{MANIFEST_FILE} lists. Run prepare again to mend it."
-        )
-    return content
+    reason = f"is not the one that its {MANIFEST_FILE} lists"
+    if hashlib.sha256(content).hexdigest() == sha256:
+        try:
+            return SliceIndex(content)
+        except ValueError as error:
+            reason = f"cannot be used ({error})"
+    raise UserError(
+        f"{root} is no complete slice store: its {INDEX_FILE} {reason}. Run prepare again to mend it."
+    )
 
 
 def _file_faults(filesystem: Any, path: str, files: Mapping[str, str]) -> Iterator[str]:
@@ -228,15 +236,6 @@ def _case_faults(store: SliceStore, case: str) -> Iterator[str]:
             continue
         if ("" if array is None else content_digest(array)) != expected:
             yield f"Case {case}: the voxels of its {read.__name__} are not those that were prepared."
-
-
-def _canonical(value: Any) -> Any:
-    """Floats to 6 digits, so that the last bit of a library's rounding does not make another digest."""
-    if isinstance(value, np.ndarray | list):
-        return [*map(int, value)]
-    if isinstance(value, float | np.floating):
-        return f"{value:.6g}"
-    return value.item() if isinstance(value, np.integer) else value
 
 
 def _content(path: Path) -> bytes:

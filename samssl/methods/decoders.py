@@ -1,9 +1,10 @@
 """Decoders of masked autoencoding, thrown away after pretraining."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from samssl.models.attention import attend
 
 
 class CrossAttentionDecoder(nn.Module):
@@ -55,7 +56,7 @@ class CrossAttentionBlock(nn.Module):
         q = self.to_q(self.norm_queries(queries)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         kv = self.to_kv(self.norm_memory(memory)).unflatten(-1, (2, self.heads, -1))
         k, v = kv.permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        attended = attend(q * q.shape[-1] ** -0.5, k, v).transpose(1, 2).flatten(2)
         queries = queries + self.proj(attended)
         return queries + self.mlp(self.norm_mlp(queries))
 

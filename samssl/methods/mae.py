@@ -115,7 +115,7 @@ class MaskedAutoencoder(nn.Module):
     def _predict(
         self, images: Tensor, visible: VisibleTokens, chosen: Int[Tensor, "B M"]
     ) -> Float[Tensor, "B M CPP"]:
-        tokens = encode_visible(self.image_encoder, normalise(images), visible)
+        tokens = encode_visible(self.image_encoder, normalise(images, self.image_encoder), visible)
         return self.decoder(self.norm(tokens), visible.tokens, chosen, visible.grid)
 
 

@@ -102,8 +102,10 @@ def save_state(state: Mapping[str, Any], path: Path) -> None:
             ) from None
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a `.safetensors` file, whole or not at all.
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a `.safetensors` file, `metadata` in its header, whole or not at all.
 
     Raises:
         OSError: the disk is full, or `path` cannot be written.
@@ -113,7 +115,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
     with written_aside(path) as partial:
         try:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
+            plain = {name: value.contiguous() for name, value in tensors.items()}
+            save_file(plain, partial, dict(metadata) if metadata else None)
         except SafetensorError as error:
             raise OSError(
                 errno.EIO, f"Writing failed, probably because the disk is full ({error})", str(path)
@@ -130,29 +133,37 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """A copy on the CPU of every parameter that trains."""
-    named = model.named_parameters()
-    return {name: p.detach().cpu().clone() for name, p in named if p.requires_grad}
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter that trains, and the buffers of the modules they belong to, by name.
+
+    Such buffers change with training too: the statistics that batch norms gather.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    owners = {name.rpartition(".")[0] for name in trained}
+    saved = model.state_dict().keys()
+    buffers = {
+        name: buffer
+        for name, buffer in model.named_buffers()
+        if name.rpartition(".")[0] in owners and name in saved
+    }
+    return {**trained, **buffers}
 
 
 def put_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Put `weights` into the parameters of the same names; the rest of the model is left as it is.
+    """Put `weights` into the parameters and buffers of these names; the rest of `model` is left as it is.
 
     Raises:
         CheckpointError: a name or a shape is not the model's.
     """
-    parameters = dict(model.named_parameters())
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     wrong = [
-        name
-        for name, value in weights.items()
-        if name not in parameters or parameters[name].shape != value.shape
+        name for name, value in weights.items() if name not in tensors or tensors[name].shape != value.shape
     ]
     if wrong:
         raise CheckpointError(f"These tensors do not fit the model: {', '.join(wrong[:8])}.")
     with torch.no_grad():
         for name, value in weights.items():
-            parameters[name].copy_(value)
+            tensors[name].copy_(value)
 
 
 def _shape(tensor: Tensor) -> str:
@@ -167,6 +178,8 @@ def _list(what: str, keys: Iterable[str], limit: int = 12) -> str:
 
 def _likely_variant(weights: Mapping[str, Tensor]) -> str:
     widths = {128: "micro", 768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
+    if "image_encoder.norm_head.weight" in weights:
+        return "\nIts encoder is MobileSAM's: check that model.variant is vit_t."
     position = weights.get("image_encoder.pos_embed")
     if position is None or position.ndim != 4 or position.shape[-1] not in widths:
         return "\nIt is no SAM checkpoint: those have keys image_encoder., prompt_encoder. and mask_decoder."

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from segment_anything.modeling import MaskDecoder, Sam
 from torch import Tensor, nn
 
-from samssl.models.encoder import encode_images
+from samssl.models.backbones import embed_images
 from samssl.models.sam import normalise
 
 
@@ -77,7 +77,7 @@ class AutomaticSam(nn.Module):
 
     def forward(self, images: Float[Tensor, "B channels H W"]) -> Float[Tensor, "B classes h w"]:
         """`low_res_logits` before softmax of images with intensities in [0, 1], at 4 x the token grid."""
-        image_embeddings = encode_images(self.image_encoder, normalise(images))
+        image_embeddings = embed_images(self.image_encoder, normalise(images, self.image_encoder))
         no_prompt = image_embeddings.new_zeros(len(images), 0, image_embeddings.shape[1])
         no_mask = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
         image_pe = self.prompt_encoder.pe_layer(tuple(image_embeddings.shape[-2:]))[None]

@@ -12,22 +12,40 @@ from segment_anything.modeling.image_encoder import Attention, Block
 from torch import Tensor, nn
 
 from samssl.masking import VisibleTokens, all_tokens
+from samssl.models.attention import attend
 from samssl.models.recompute import run_block
 
 
 def encode_images(encoder: ImageEncoderViT, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
     """Image embeddings of normalised `images`: what `encoder(images)` gives at the size it was built for."""
+    return encoder.neck(encode_all(encoder, images).permute(0, 3, 1, 2))
+
+
+def encode_all(
+    encoder: ImageEncoderViT,
+    images: Float[Tensor, "B 3 H W"],
+    hidden: Bool[Tensor, "B hw"] | None = None,
+    mask_token: Float[Tensor, " D"] | None = None,
+) -> Float[Tensor, "B h w D"]:
+    """All tokens after the last block, before the neck; `mask_token` as in `encode_visible`."""
     visible = all_tokens(token_grid(encoder, images), window_size(encoder), images.device)
-    tokens = encode_visible(encoder, images, visible)
+    tokens = encode_visible(encoder, images, visible, hidden, mask_token)
     raster = torch.empty_like(tokens).index_copy(1, visible.tokens[0], tokens)
-    return encoder.neck(raster.unflatten(1, visible.grid).permute(0, 3, 1, 2))
+    return raster.unflatten(1, visible.grid)
 
 
 def encode_visible(
-    encoder: ImageEncoderViT, images: Float[Tensor, "B 3 H W"], visible: VisibleTokens
+    encoder: ImageEncoderViT,
+    images: Float[Tensor, "B 3 H W"],
+    visible: VisibleTokens,
+    hidden: Bool[Tensor, "B hw"] | None = None,
+    mask_token: Float[Tensor, " D"] | None = None,
 ) -> Float[Tensor, "B N D"]:
-    """The visible tokens after the last block, before the neck, in the order of `visible.tokens`."""
-    tokens = _embed(encoder, images, visible)
+    """The visible tokens after the last block, before the neck, in the order of `visible.tokens`.
+
+    Among them `mask_token` takes the place of the patch embeddings that are `hidden` (SimMIM).
+    """
+    tokens = _embed(encoder, images, visible, hidden, mask_token)
     for block in encoder.blocks:
         assert isinstance(block, Block)
         tokens = run_block(block, _run_block, tokens, visible)
@@ -62,19 +80,28 @@ def patchify(images: Float[Tensor, "B C H W"], patch: int) -> Float[Tensor, "B N
 
 
 def _run_block(block: Block, tokens: Tensor, visible: VisibleTokens) -> Tensor:
-    attend = _attend_in_windows if block.window_size else _attend_globally
-    tokens = tokens + attend(block.attn, block.norm1(tokens), visible)
+    attend_among = _attend_in_windows if block.window_size else _attend_globally
+    tokens = tokens + attend_among(block.attn, block.norm1(tokens), visible)
     return tokens + block.mlp(block.norm2(tokens))
 
 
-def _embed(encoder: ImageEncoderViT, images: Tensor, visible: VisibleTokens) -> Tensor:
+def _embed(
+    encoder: ImageEncoderViT,
+    images: Tensor,
+    visible: VisibleTokens,
+    hidden: Tensor | None,
+    mask_token: Tensor | None,
+) -> Tensor:
     projection = encoder.patch_embed.proj
     patches = patchify(images, patch_side(encoder))
     index = visible.tokens.expand(len(images), -1)
     patches = patches.gather(1, index[..., None].expand(-1, -1, patches.shape[-1]))
     positions = _positions(encoder, visible.grid)
     at_tokens = F.embedding(visible.tokens, positions)  # plain indexing adds up gradients in any order
-    return F.linear(patches, projection.weight.flatten(1), projection.bias) + at_tokens
+    embedded = F.linear(patches, projection.weight.flatten(1), projection.bias)
+    if hidden is not None and mask_token is not None:
+        embedded = embedded.where(~hidden.gather(1, index)[..., None], mask_token.to(embedded.dtype))
+    return embedded + at_tokens
 
 
 def _positions(encoder: ImageEncoderViT, grid: tuple[int, int]) -> Float[Tensor, "N D"]:
@@ -130,10 +157,7 @@ def _attention(
     where = where.to(k.dtype)[:, None].expand(len(k), k.shape[1], -1, -1)
     q = torch.cat([q * attention.scale, rel_h, rel_w], dim=-1)
     k = torch.cat([k, where], dim=-1)
-    v = F.pad(v, (0, sum(size)))  # fused kernels want one width for q, k and v
-    shut = None if present is None else present[:, None, None]
-    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=shut, scale=1.0)[..., : -sum(size)]
-    return attended.transpose(1, 2).flatten(2)
+    return attend(q, k, v, shown=present).transpose(1, 2).flatten(2)
 
 
 def _relative_scores(

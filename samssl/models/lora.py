@@ -9,12 +9,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 
 from samssl.config import PositiveInt, UserError, config
 
 DECODER_PROJECTIONS = r"mask_decoder\.transformer\..*\.(q_proj|v_proj)"
 ADAPTER = "default"
+NO_LORA = (
+    "LoRA does not reach into the encoder of vit_t yet. Set strategy.method=vanilla, or "
+    "strategy.scope=decoder."
+)
 
 
 @config
@@ -35,14 +40,15 @@ def inject_lora(
     """Wrap `model` (modules named as SAM's) as a PeftModel in which LoRA and `trained_modules` train.
 
     The output is unchanged until the first optimizer step.
+
+    Raises:
+        UserError: the encoder cannot be adapted, or has no block of that number.
     """
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model
 
-    depth = len(model.get_submodule("image_encoder.blocks"))  # pyright: ignore[reportArgumentType]
-    beyond = [block for block in lora.blocks or () if not 0 <= block < depth]
-    if beyond:
-        raise UserError(f"strategy.lora.blocks names {beyond}, but the encoder has blocks 0 to {depth - 1}.")
+    if in_encoder:
+        check_blocks(model, lora)
     blocks = r"\d+" if lora.blocks is None else "(" + "|".join(str(block) for block in lora.blocks) + ")"
     fused = rf"image_encoder\.blocks\.{blocks}\.attn\.qkv"
     settings = PeftLoraConfig(
@@ -56,6 +62,17 @@ def inject_lora(
     wrapped = get_peft_model(model, settings)  # pyright: ignore[reportArgumentType]
     keep_keys_frozen(wrapped)
     return wrapped
+
+
+def check_blocks(model: nn.Module, lora: LoraConfig) -> None:
+    """Refuse an encoder without SAM's blocks, or numbers of blocks that it does not have."""
+    encoder = model.get_submodule("image_encoder")
+    if not isinstance(encoder, ImageEncoderViT):
+        raise UserError(NO_LORA)
+    depth = len(encoder.blocks)
+    beyond = [block for block in lora.blocks or () if not 0 <= block < depth]
+    if beyond:
+        raise UserError(f"strategy.lora.blocks names {beyond}, but the encoder has blocks 0 to {depth - 1}.")
 
 
 def keep_keys_frozen(model: nn.Module) -> None:

@@ -9,7 +9,8 @@ import os
 import re
 import shutil
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -56,8 +57,23 @@ def _run(block: nn.Module, function: Callable[..., Tensor], tokens: Tensor, *res
     if getattr(block, "compiled", False):
         function = _compiled(function)
     if getattr(block, "recomputed", False) and torch.is_grad_enabled():
-        return checkpoint(function, block, tokens, *rest, use_reentrant=False)
+        once = lambda: (nullcontext(), _statistics_left(block))  # noqa: E731
+        return checkpoint(function, block, tokens, *rest, use_reentrant=False, context_fn=once)
     return function(block, tokens, *rest)
+
+
+@contextmanager
+def _statistics_left(block: nn.Module) -> Iterator[None]:
+    """Inside, batch norms do not gather statistics: they did so when the block ran first."""
+    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
+    kept = [dict(norm._buffers) for norm in norms]
+    for norm in norms:
+        norm._buffers.update({name: value.clone() for name, value in norm.named_buffers(recurse=False)})
+    try:
+        yield
+    finally:  # recomputation stops by an exception as soon as it has what it needs
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers.update(buffers)
 
 
 @functools.cache

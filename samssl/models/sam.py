@@ -1,6 +1,7 @@
 """SAM from `segment_anything` at every size."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,13 +13,24 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 
 from samssl.config import Count, config
-from samssl.models.checkpoints import check_fit, load_weights, read_weights
+from samssl.models.checkpoints import read_weights
+from samssl.models.initial import (
+    LoadReport,
+    Normalisation,
+    PublishedName,
+    fit_to,
+    initial_file,
+    normalisation_for,
+)
+from samssl.models.tinyvit import STRIDE, TinyViT
 
-Variant = Literal["micro", "vit_b", "vit_l", "vit_h"]
+Variant = Literal["micro", "vit_t", "vit_b", "vit_l", "vit_h"]
 
 MICRO_IMAGE_SIZE = 64
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
+NORMALISATION = "normalisation"
+"""Attribute of an image encoder."""
 
 
 @config
@@ -26,11 +38,17 @@ class ModelConfig:
     """Which SAM, and the weights it starts from."""
 
     variant: Variant = "vit_b"
-    """`vit_b`, `vit_l`, `vit_h` as Meta published them; `micro`: the same classes, fit for a laptop."""
-    checkpoint: Path | None = None
-    """SAM-format weights (.pth or .safetensors); null draws them at random from `init_seed`."""
+    """`vit_b`, `vit_l`, `vit_h` as Meta published them, with `micro`, the same classes fit for a laptop;
+    `vit_t` is MobileSAM."""
+    checkpoint: PublishedName | Path | None = None
+    """`sam`, `medsam`, `mobile_sam` or `mae`: published weights, their files in the folder that
+    SAMSSL_CHECKPOINTS names or else in `checkpoints`. A path: a SAM-format or official MAE file (.pth,
+    .safetensors), or the folder of an earlier pretrain run. null or `random`: drawn from `init_seed`."""
     init_seed: Count = 0
-    """Seed of the random weights, used only where `checkpoint` is null."""
+    """Seed of what the checkpoint does not have: everything where there is none."""
+    normalisation: Normalisation | None = None
+    """Of intensities in 0..1 on their way into the encoder: `sam` subtracts SAM's mean and divides by its
+    standard deviation, `unit` leaves them (MedSAM). null: what the weights were trained with."""
     image_size: Annotated[int, Ge(8)] = 1024
     """Side of the square model input in pixels; any multiple of the patch size (16; micro: 4)."""
 
@@ -80,44 +98,86 @@ def build_micro() -> Sam:
     )
 
 
+def build_vit_t() -> Sam:
+    """MobileSAM: TinyViT with SAM's prompt encoder and mask decoder, as published for 1024 px."""
+    side = TinyViT.img_size
+    return Sam(
+        image_encoder=TinyViT(),  # pyright: ignore[reportArgumentType]
+        prompt_encoder=PromptEncoder(
+            embed_dim=256,
+            image_embedding_size=(side // STRIDE, side // STRIDE),
+            input_image_size=(side, side),
+            mask_in_chans=16,
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8),
+            transformer_dim=256,
+        ),
+        pixel_mean=list(PIXEL_MEAN),
+        pixel_std=list(PIXEL_STD),
+    )
+
+
+def resolve(model: ModelConfig) -> ModelConfig:
+    """`model` with its checkpoint as a file (None: random) and its normalisation said.
+
+    Raises:
+        CheckpointError: the checkpoint's name or folder leads to no file.
+    """
+    file = initial_file(model.checkpoint, model.variant)
+    return replace(model, checkpoint=file, normalisation=model.normalisation or normalisation_for(file))
+
+
 def build_sam(model: ModelConfig) -> Sam:
-    """SAM at `model.variant` with the weights of `model.checkpoint`, or drawn from `model.init_seed`.
+    """SAM at `model.variant` with the weights of `model.checkpoint`; the rest is drawn from `init_seed`.
 
     Raises:
         CheckpointError: the file is not a weights file, or its keys or shapes are another model's.
     """
+    model = resolve(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(model.init_seed)
         sam = _architecture(model.variant)
-        if model.checkpoint is None:
+        weights, report = _fitted(sam, model)
+        if report.new:
             initialise(sam.image_encoder)
-    if model.checkpoint is not None:
-        load_weights(sam, read_weights(model.checkpoint), source=str(model.checkpoint))
+    sam.load_state_dict(weights, strict=False)  # what is missing is `report.new`
+    setattr(sam.image_encoder, NORMALISATION, model.normalisation)
     return sam.eval()
 
 
-def check_checkpoint(model: ModelConfig) -> None:
-    """Refuse `model.checkpoint` as `build_sam` would, without building the model.
+def check_checkpoint(model: ModelConfig) -> LoadReport:
+    """Refuse `model.checkpoint` as `build_sam` would, without building the model; says what it would load.
 
     Raises:
         CheckpointError: see `build_sam`.
     """
-    if model.checkpoint is not None:
-        with torch.device("meta"):
-            sam = _architecture(model.variant)
-        check_fit(sam, read_weights(model.checkpoint), source=str(model.checkpoint))
+    with torch.device("meta"):
+        sam = _architecture(model.variant)
+    return _fitted(sam, resolve(model))[1]
+
+
+def _fitted(sam: Sam, model: ModelConfig) -> tuple[dict[str, Tensor], LoadReport]:
+    if isinstance(model.checkpoint, Path):
+        return fit_to(sam, read_weights(model.checkpoint), model.checkpoint)
+    source = f"{model.variant} drawn at random from init_seed {model.init_seed}"
+    return {}, LoadReport(source, "no checkpoint", new=tuple(sam.state_dict()))
 
 
 def _architecture(variant: Variant) -> Sam:
-    build: Callable[[], Sam] = build_micro if variant == "micro" else sam_model_registry[variant]
-    return build()
+    ours: dict[str, Callable[[], Sam]] = {"micro": build_micro, "vit_t": build_vit_t}
+    return {**sam_model_registry, **ours}[variant]()
 
 
-def initialise(image_encoder: ImageEncoderViT) -> None:
+def initialise(image_encoder: ImageEncoderViT | TinyViT) -> None:
     """Draw a fresh encoder as ViTs are drawn for MAE: Xavier linear layers, position terms from N(0, 0.02).
 
     `segment_anything` leaves positions at zero, from where a fresh encoder cannot tell patches apart.
+    TinyViT is drawn as it is built.
     """
+    if isinstance(image_encoder, TinyViT):
+        return
     for name, parameter in image_encoder.named_parameters():
         if "pos" in name:
             nn.init.trunc_normal_(parameter, std=0.02)
@@ -128,8 +188,13 @@ def initialise(image_encoder: ImageEncoderViT) -> None:
     nn.init.xavier_uniform_(image_encoder.patch_embed.proj.weight.flatten(1))
 
 
-def normalise(images: Tensor) -> Tensor:
-    """Intensities in [0, 1], [B, 1 or 3, H, W], to SAM's normalised three channels [B, 3, H, W]."""
+def normalise(images: Tensor, image_encoder: nn.Module) -> Tensor:
+    """Intensities in [0, 1], [B, 1 or 3, H, W], to the three channels that `image_encoder` expects.
+
+    Which normalisation that is, `build_sam` has noted on the encoder; one built otherwise expects SAM's.
+    """
+    if getattr(image_encoder, NORMALISATION, "sam") == "unit":
+        return images.expand(-1, 3, -1, -1)
     mean = images.new_tensor(PIXEL_MEAN).view(1, 3, 1, 1)
     std = images.new_tensor(PIXEL_STD).view(1, 3, 1, 1)
     return (images * 255 - mean) / std

@@ -51,7 +51,8 @@ def training_curves(study: Study, arms: list[str]) -> dict[str, str]:
             "Reconstruction loss": [
                 *_curves(pretrain, "train/loss", "training", figures.INK),
                 *_curves(pretrain, "val/loss", "validation", figures.GREEN),
-            ]
+            ],
+            "Frozen-encoder probe, Dice": _curves(pretrain, "probe/dice", "validation", figures.GREEN),
         },
         "finetune": {"Training loss": [], "Validation Dice": []},
     }

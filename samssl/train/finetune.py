@@ -4,15 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from torch import Tensor, nn
 
 from samssl.config import BelowOne, Count, NonNegative, UserError, config
-from samssl.data.datasets import AugmentConfig, LabelledSlices, rows_of
+from samssl.data.datasets import AugmentConfig, LabelledSlices, Rows, rows_of
+from samssl.data.inputs import InputConfig, check_input
 from samssl.data.slices import SliceStore
 from samssl.data.splits import few_shot
 from samssl.losses import dice_and_cross_entropy
 from samssl.metrics import case_dice, label_dice
-from samssl.models.lora import count_trained
+from samssl.models.lora import NO_LORA, count_trained
 from samssl.models.sam import ModelConfig
 from samssl.models.strategies import StrategyConfig, build_segmenter
 from samssl.predict import score_cases
@@ -27,13 +29,17 @@ class FinetuneDataConfig:
     """Which labelled cases are trained on."""
 
     store: Path
-    """The slice store, as `prepare` writes it."""
+    """The slice store, as `prepare` writes it: a folder, or a URL that fsspec reads."""
+    cache: Path | None = None
+    """Local folder that keeps what is read of a remote store, each file fetched once."""
     shots: Count = 0
     """Patients or slices of the split `train` that are learnt from; 0 takes all of them."""
     shot_unit: Literal["patients", "slices"] = "patients"
     """What `shots` counts. Fewer shots are always among the more, for the same `shot_seed`."""
     shot_seed: Count = 0
     """Another seed, another draw of the shots."""
+    input: InputConfig = InputConfig()
+    """Channels and intensities; the same as in pretraining."""
     augment: AugmentConfig = AugmentConfig()
     """How training slices are varied."""
 
@@ -69,6 +75,9 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         self.optim.check_workers(self.resources.workers)
+        lora_in_encoder = self.strategy.method == "lora" and self.strategy.scope == "encoder_decoder"
+        if self.model.variant == "vit_t" and lora_in_encoder:
+            raise ValueError(NO_LORA)
 
 
 class SupervisedSegmenter(nn.Module):
@@ -85,22 +94,24 @@ class SupervisedSegmenter(nn.Module):
 
 def finetune(config: FinetuneConfig, context: RunContext) -> State:
     """Fine-tune on every rank of `context`; the result is what `fit` saved last."""
-    store = SliceStore(config.data.store)
+    store = SliceStore(config.data.store, config.data.cache)
+    check_input(config.data.input, store)
     segmenter = build_segmenter(config.model, config.strategy, len(store.labels), config.optim.seed)
     model = SupervisedSegmenter(segmenter)
-    train = LabelledSlices(
-        store, training_rows(store, config.data), config.model.image_size, config.data.augment
-    )
+    rows, size = training_rows(store, config.data), config.model.image_size
+    train = LabelledSlices(store, rows, size, config.data.augment, config.data.input)
     validation = CaseDice(store, config, segmenter, context)
     context.log({"trained_parameters": float(count_trained(segmenter))}, 0)
     return fit(model, train, validation.validate, config.optim, context)
 
 
-def training_rows(store: SliceStore, data: FinetuneDataConfig) -> list[tuple[str, int]]:
+def training_rows(store: SliceStore, data: FinetuneDataConfig) -> Rows:
     """The slices that are learnt from: all of the split `train`, or the few shots of it."""
     if not data.shots:
         return rows_of(store, ["train"])
-    return few_shot(store.index, data.shots, data.shot_unit, data.shot_seed)
+    facts = store.rows.columns(("case", "patient", "split", "z", "foreground_fraction"))
+    shots = few_shot(facts, data.shots, data.shot_unit, data.shot_seed)
+    return np.array([store.first_row(case) + z for case, z in shots], np.int32)
 
 
 @dataclass
@@ -114,8 +125,8 @@ class CaseDice:
 
     def __post_init__(self) -> None:
         self.cases = self.store.cases("val")
-        labelled = self.store.index[self.store.index["split"] == "val"]["foreground_fraction"].fillna(0) > 0
-        if not labelled.any():
+        facts = self.store.rows.columns(("split", "foreground_fraction"))
+        if not ((facts["split"] == "val") & (facts["foreground_fraction"] > 0)).any():
             raise UserError(
                 f"The store {self.store.root} has no labelled voxels in the split val, by which training is "
                 "judged. Give more patients to split.val in prepare."
@@ -123,8 +134,7 @@ class CaseDice:
 
     def validate(self, step: int) -> Validation:
         """Mean over cases of the mean over labels."""
-        table = score_cases(
-            self.segmenter, self.store, self.cases, self.config.model.image_size, self.context.device
-        )
+        size, inputs = self.config.model.image_size, self.config.data.input
+        table = score_cases(self.segmenter, self.store, self.cases, size, self.context.device, inputs)
         score = float(case_dice(table).mean())
         return Validation(score=score, metrics={"val/dice": score, **label_dice(table, "val/dice")})

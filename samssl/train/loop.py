@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from samssl.config import UserError
+from samssl.models.checkpoints import trained_tensors
 from samssl.models.recompute import choose_block_mode, why_not_compiled
 from samssl.train.context import RunContext, State
 from samssl.train.distributed import gathered, gradient_norm, is_sharded, mean_over_ranks, whole
@@ -28,7 +29,7 @@ from samssl.train.feed import (
 )
 from samssl.train.optim import FitConfig, WeightAverage, build_optimizer, learning_rate, peak_lr, uses_bf16
 from samssl.train.progress import Progress, RateMeter, log
-from samssl.train.resume import put_buffers, put_optimizer, put_trained, running_buffers, trained_parameters
+from samssl.train.resume import put_buffers, put_optimizer, put_trained, running_buffers
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ def fit(
     optimizer as if it were its own.
 
     Returns the state that was saved last: `weights` after the last step (their average where
-    `ema_decay` is given; then `raw_weights` are those that train), `buffers` (statistics that batch norms
-    gather), `optimizer`, and `progress` with the history and, where `keep_best`, the weights of the best
+    `ema_decay` is given; then `raw_weights` are those that train), with the statistics of batch norms;
+    `optimizer`; and `progress` with the history and, where `keep_best`, the weights of the best
     validation.
 
     Raises:
@@ -195,9 +196,7 @@ class _Run:
             progress.validations_since_best += 1
             if validation.score > progress.best_score:
                 progress.best_score, progress.best_step = validation.score, progress.step
-                progress.best_weights = (
-                    gathered(trained_parameters(self.model)) if self.config.keep_best else {}
-                )
+                progress.best_weights = gathered(trained_tensors(self.model)) if self.config.keep_best else {}
                 progress.validations_since_best = 0
 
     def _save(self) -> None:
@@ -208,11 +207,10 @@ class _Run:
             "recent_losses": list(self.progress.recent_losses),
         }
         with self._to_export():
-            weights = gathered(trained_parameters(self.model))
-        raw = gathered(trained_parameters(self.model)) if self.average else {}
+            weights = gathered(trained_tensors(self.model))
+        raw = gathered(trained_tensors(self.model)) if self.average else {}
         optimizer = gathered(self.optimizer.state_dict())
-        buffers = gathered(running_buffers(self.model))
-        state = {"weights": weights, "raw_weights": raw, "buffers": buffers}
+        state = {"weights": weights, "raw_weights": raw}
         state |= {"optimizer": optimizer, "progress": progress}
         self.context.save(state, {"score": self.progress.best_score})
         self.state = state if self.is_finished() else {}
@@ -226,7 +224,6 @@ class _Run:
             self.average = WeightAverage(self.model, self.config.ema_decay)  # of what is in place now
         if state.get("raw_weights"):
             put_trained(self.model, state["raw_weights"])
-        put_buffers(self.model, state["buffers"])
         put_optimizer(self.optimizer, state["optimizer"])
 
     def _to_export(self) -> AbstractContextManager[None]:

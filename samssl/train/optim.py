@@ -120,8 +120,8 @@ def _depth(name: str) -> int | None:
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
     """Matrices and kernels decay; norms, biases, position terms and learnt tokens do not."""
-    learnt_input = any(part in name for part in ("pos_embed", "rel_pos", "mask_token", "iou_token"))
-    return parameter.ndim >= 2 and not learnt_input
+    learnt_inputs = ("pos_embed", "rel_pos", "attention_biases", "mask_token", "iou_token")
+    return parameter.ndim >= 2 and not any(part in name for part in learnt_inputs)
 
 
 def peak_lr(fit_config: FitConfig) -> float:
@@ -158,8 +158,8 @@ class WeightAverage:
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the weights of a finished step."""
-        for name, value in self.live.items():
-            self.average[name].lerp_(value, 1 - self.decay)
+        weights = list(self.live.values())
+        torch._foreach_lerp_(list(self.average.values()), weights, 1 - self.decay)  # pyright: ignore[reportPrivateImportUsage]
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

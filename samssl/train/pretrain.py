@@ -1,27 +1,33 @@
 """Stage one: masked autoencoding of SAM's image encoder on unlabelled slices."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from segment_anything.modeling import Sam
-from torch import Tensor
-from torch.utils.data import default_collate
 
 from samssl.config import Count, Fraction, PositiveFloat, PositiveInt, UserError, config
-from samssl.data.datasets import CropConfig, Row, UnlabelledSlices, rows_of
+from samssl.data.datasets import Pooled, Rows, UnlabelledSlices, rows_of
+from samssl.data.inputs import InputConfig, check_input, unit_images
+from samssl.data.mixture import BalanceConfig, Mixture
 from samssl.data.slices import SliceStore
+from samssl.data.views import CropConfig, still
 from samssl.masking import MaskingConfig
 from samssl.methods.mae import MaeConfig, MaskedAutoencoder
+from samssl.methods.simmim import SimMim
 from samssl.methods.targets import TargetConfig
 from samssl.models.checkpoints import put_weights
 from samssl.models.sam import ModelConfig, build_sam
 from samssl.train.context import RunContext, State
+from samssl.train.continuation import read_state
+from samssl.train.held_out import HeldOut, spread
 from samssl.train.loop import Validation, fit
-from samssl.train.optim import FitConfig, uses_bf16
+from samssl.train.optim import FitConfig
+from samssl.train.probe import Probe, ProbeConfig
+from samssl.train.registering import RegisterConfig
 from samssl.train.resources import ResourcesConfig
 
 
@@ -30,15 +36,23 @@ class PretrainDataConfig:
     """Which slices are pretrained on."""
 
     store: Path
-    """The slice store, as `prepare` writes it."""
+    """The slice store, as `prepare` writes it: a folder, or a URL that fsspec reads."""
+    more_stores: tuple[Path, ...] = ()
+    """Further stores that are pretrained on together with it, of other modalities perhaps."""
+    cache: Path | None = None
+    """Local folder that keeps what is read of a remote store, each file fetched once."""
     splits: tuple[Literal["pool", "train", "val", "test"], ...] = ("pool", "train")
     """Splits whose slices are learnt from, masks unused; keep `val` and `test` out."""
     min_content: Fraction = 0.05
     """Slices with less of their area above air are left out."""
     held_out: PositiveInt = 64
     """At most so many slices of held-out patients, spread evenly, on which reconstruction is checked."""
+    input: InputConfig = InputConfig()
+    """Channels and intensities."""
     crop: CropConfig = CropConfig()
-    """How slices are cropped and mirrored."""
+    """How slices are cropped and varied."""
+    balance: BalanceConfig = BalanceConfig()
+    """How often slices of a rare modality are shown."""
 
     def __post_init__(self) -> None:
         leaked = {"val", "test"} & set(self.splits)
@@ -69,7 +83,10 @@ class PretrainConfig:
     data: PretrainDataConfig
     """What to learn from."""
     model: ModelConfig = ModelConfig()
-    """What to start from."""
+    """What to start from; with `continue_from`, its checkpoint is not read."""
+    continue_from: Path | None = None
+    """Folder of an earlier pretrain run to go on from: weights, decoder, optimizer, step and place in the
+    stream of slices. `optim.steps` counts from its beginning."""
     method: Literal["mae", "simmim"] = "mae"
     """`mae` computes visible tokens only; `simmim` all of them, with mask tokens: slower, for any encoder."""
     masking: MaskingConfig = MaskingConfig()
@@ -80,37 +97,84 @@ class PretrainConfig:
     """Used where `method` is mae."""
     optim: PretrainFitConfig = PretrainFitConfig()
     """The optimisation."""
+    register: RegisterConfig = RegisterConfig()
+    """How the encoder is named in MLflow's model registry."""
+    probe: ProbeConfig = ProbeConfig()
+    """What is measured of the encoder at validations, besides the loss."""
     resources: ResourcesConfig = ResourcesConfig()
     """Where to train."""
 
     def __post_init__(self) -> None:
         self.optim.check_workers(self.resources.workers)
+        if self.method == "mae" and self.model.variant == "vit_t":
+            raise ValueError(
+                "method mae leaves tokens out, which vit_t's convolutions cannot; set method=simmim"
+            )
 
 
 def pretrain(config: PretrainConfig, context: RunContext) -> State:
     """Pretrain on every rank of `context`; the result is what `fit` saved last."""
-    store = SliceStore(config.data.store)
+    data = config.data
+    stores = [SliceStore(root, data.cache) for root in (data.store, *data.more_stores)]
+    check_input(data.input, *stores)
     torch.manual_seed(config.optim.seed)
     model = build_method(config)
     size = config.model.image_size
-    rows, held_out_rows = pretraining_rows(store, config.data)
-    train = UnlabelledSlices(store, rows, size, config.data.crop)
-    held_out = HeldOut(store, held_out_rows, config, model, context)
-    return fit(model, train, held_out.validate, config.optim, context)
+    train, checked = pooled_slices(stores, data, size)
 
+    def whole_slices(rows: Rows) -> UnlabelledSlices:
+        return UnlabelledSlices(stores[0], rows, size, still(data.crop), data.input)
 
-def build_method(config: PretrainConfig) -> MaskedAutoencoder:
-    """The self-supervised method around the initial encoder."""
-    return MaskedAutoencoder(
-        build_sam(config.model).image_encoder,
-        config.mae,
-        image_size=config.model.image_size,
-        masking=config.masking,
-        targets=config.targets,
+    held_out = HeldOut(spread(checked, data.held_out), model, config.optim, context)
+    probe = Probe(
+        stores[0], model.image_encoder, held_out.slices, whole_slices, config.probe, config.optim, context
+    )
+
+    def validate(step: int) -> Validation:
+        loss, metrics = held_out.measure(step), probe.measure(step)
+        return Validation(score=-loss, metrics={"val/loss": loss, **metrics})
+
+    return fit(
+        model,
+        train,
+        validate,
+        config.optim,
+        context,
+        order=mixed_order(train, data.balance),
+        on_device=unit_images,
+        initial=read_state(config.continue_from) if config.continue_from else None,
     )
 
 
-def pretraining_rows(store: SliceStore, data: PretrainDataConfig) -> tuple[list[Row], list[Row]]:
+def pooled_slices(
+    stores: Sequence[SliceStore], data: PretrainDataConfig, image_size: int
+) -> tuple[Pooled, Pooled]:
+    """Views of the slices to learn from, and unvaried ones of the slices to check on, of all stores."""
+    pairs = [(store, *pretraining_rows(store, data)) for store in stores]
+    learnt = [UnlabelledSlices(store, rows, image_size, data.crop, data.input) for store, rows, _ in pairs]
+    crop = still(data.crop)
+    checked = [UnlabelledSlices(store, rows, image_size, crop, data.input) for store, _, rows in pairs]
+    return Pooled(learnt), Pooled(checked)
+
+
+def mixed_order(slices: Pooled, balance: BalanceConfig) -> Mixture | None:
+    """The order that balances groups of slices; None, each slice once an epoch, where there is one group."""
+    groups = slices.groups(balance.by)
+    return Mixture(groups, balance.temperature) if groups.max() > 0 else None
+
+
+def build_method(config: PretrainConfig) -> MaskedAutoencoder | SimMim:
+    """The self-supervised method around the initial encoder."""
+    encoder, size = build_sam(config.model).image_encoder, config.model.image_size
+    channels, masking, targets = config.data.input.num_channels, config.masking, config.targets
+    if config.method == "simmim":
+        return SimMim(encoder, image_size=size, channels=channels, masking=masking, targets=targets)
+    return MaskedAutoencoder(
+        encoder, config.mae, image_size=size, channels=channels, masking=masking, targets=targets
+    )
+
+
+def pretraining_rows(store: SliceStore, data: PretrainDataConfig) -> tuple[Rows, Rows]:
     """Slices to learn from, and slices of other patients to check on.
 
     The latter are those of the split `val`. A store without one, as of unlabelled scans only, gives up
@@ -119,16 +183,17 @@ def pretraining_rows(store: SliceStore, data: PretrainDataConfig) -> tuple[list[
     Raises:
         UserError: nothing is left to learn from or to check on.
     """
-    rows = rows_of(store, list(data.splits), data.min_content)
-    if (store.index["split"] == "val").any():
+    rows = rows_of(store, data.splits, data.min_content)
+    if store.cases("val"):
         return rows, rows_of(store, ["val"], data.min_content)
-    patients = {case: str(store.info(case)["patient"]) for case in dict.fromkeys(case for case, _ in rows)}
-    ranked = sorted(set(patients.values()), key=lambda patient: hashlib.sha256(patient.encode()).digest())
+    numbers, names = store.rows.groups("patient")
+    patients = {names[number] for number in np.unique(numbers[rows])}
+    ranked = sorted(patients, key=lambda patient: hashlib.sha256(patient.encode()).digest())
     if len(ranked) < 2:
         raise UserError(f"The store {store.root} has one patient; pretraining needs another to check on.")
     checked = set(ranked[: -(-len(ranked) // 10)])
-    held_out = [row for row in rows if patients[row[0]] in checked]
-    return [row for row in rows if patients[row[0]] not in checked], held_out
+    held_out = np.isin(numbers[rows], [number for number, name in enumerate(names) if name in checked])
+    return rows[~held_out], rows[held_out]
 
 
 def pretrained_sam(config: PretrainConfig, state: State) -> Sam:
@@ -142,54 +207,3 @@ def pretrained_sam(config: PretrainConfig, state: State) -> Sam:
     }
     put_weights(sam.image_encoder, encoder)
     return sam
-
-
-@dataclass
-class HeldOut:
-    """Reconstruction of held-out patients' slices, always the same slices under the same masks."""
-
-    store: SliceStore
-    rows: list[Row]
-    config: PretrainConfig
-    model: MaskedAutoencoder
-    context: RunContext
-
-    def __post_init__(self) -> None:
-        rows = self.rows
-        picked = np.linspace(0, len(rows) - 1, min(len(rows), self.config.data.held_out)).round().astype(int)
-        self.slices = UnlabelledSlices(
-            self.store, [rows[index] for index in picked], self.config.model.image_size, crop=None
-        )
-
-    def validate(self, step: int) -> Validation:
-        """Mean loss over the held-out slices; a picture of the first few."""
-        device, optim = self.context.device, self.config.optim
-        losses = []
-        for first in range(0, len(self.slices), optim.batch_size):
-            last = min(first + optim.batch_size, len(self.slices))
-            batch = default_collate([self.slices[index, index] for index in range(first, last)])
-            batch = {name: value.to(device) for name, value in batch.items()}
-            with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(optim, device)):
-                losses.append((self.model(batch)["loss"].item(), last - first))
-        loss = sum(value * count for value, count in losses) / len(self.slices)
-        self._show(step)
-        return Validation(score=-loss, metrics={"val/loss": loss})
-
-    def _show(self, step: int, count: int = 4) -> None:
-        picked = (np.arange(count) + 0.5) / count * len(self.slices)  # not the first and last of volumes
-        picked = np.unique(picked.astype(int))
-        batch = default_collate([self.slices[int(index), int(index)] for index in picked])
-        batch = {name: value.to(self.context.device) for name, value in batch.items()}
-        shown = self.model.reconstruct(batch)
-        masked = torch.where(shown.hidden, 0.5, shown.images)
-        columns = [shown.images, masked, shown.predicted]
-        self.context.picture(f"reconstructions/step_{step:06d}.png", _tile(columns))
-
-
-def _tile(columns: list[Tensor], gap: int = 2, at_least: int = 128) -> np.ndarray:
-    """Columns of B grey images each, side by side as RGB [H, W, 3] of uint8; rows are images."""
-    padded = [torch.nn.functional.pad(column.mean(1), (gap, gap, gap, gap), value=1.0) for column in columns]
-    grid = torch.cat([torch.cat(list(column), dim=0) for column in padded], dim=1)
-    zoom = max(1, -(-at_least // columns[0].shape[-1]))
-    grey = (grid.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    return np.repeat(np.repeat(grey, zoom, axis=0), zoom, axis=1)[..., None].repeat(3, axis=-1)

@@ -6,24 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samssl.models.checkpoints import CheckpointError
+from samssl.models.checkpoints import CheckpointError, trained_tensors
 from samssl.train.distributed import scattered
 
 
-def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every parameter that trains, by name."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
 def put_trained(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Put whole `weights` into the parameters that train.
+    """Put whole `weights` into what `trained_tensors` names.
 
     Raises:
         CheckpointError: names or shapes are not those of the parameters.
     """
-    parameters = trained_parameters(model)
-    wrong = sorted(parameters.keys() ^ weights.keys()) + [
-        name for name in parameters.keys() & weights.keys() if parameters[name].shape != weights[name].shape
+    tensors = trained_tensors(model)
+    wrong = sorted(tensors.keys() ^ weights.keys()) + [
+        name for name in tensors.keys() & weights.keys() if tensors[name].shape != weights[name].shape
     ]
     if wrong:
         raise CheckpointError(
@@ -31,8 +26,8 @@ def put_trained(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             "model and method that it was saved from."
         )
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(scattered(weights[name], parameter))
+        for name, tensor in tensors.items():
+            tensor.copy_(scattered(weights[name], tensor))
 
 
 def put_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:

@@ -7,9 +7,10 @@ import zarr
 
 from samssl.config import UserError
 from samssl.data.cases import content_digest, intensity_range
+from samssl.data.index import INDEX_COLUMNS
 from samssl.data.prepare import prepare
 from samssl.data.scans import Scan, read_mask, read_scan
-from samssl.data.slices import INDEX_COLUMNS, SliceStore, verify_store
+from samssl.data.slices import SliceStore, verify_store
 
 
 @pytest.fixture

@@ -22,9 +22,7 @@ def gradients(model: nn.Module) -> list[Tensor]:
 @pytest.fixture
 def autoencoder(micro_sam: Sam) -> MaskedAutoencoder:
     return MaskedAutoencoder(
-        micro_sam.image_encoder,
-        MaeConfig(decoder_depth=1, decoder_dim=32, decoder_heads=2),
-        image_size=64,
+        micro_sam.image_encoder, MaeConfig(decoder_depth=1, decoder_dim=32, decoder_heads=2), image_size=64
     )
 
 

@@ -3,7 +3,7 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from samssl.models.checkpoints import put_weights, trained_weights
+from samssl.models.checkpoints import put_weights, trained_tensors
 from samssl.models.decoder import AutomaticSam
 from samssl.models.lora import LoraConfig, count_trained
 from samssl.models.strategies import StrategyConfig, apply_strategy
@@ -34,7 +34,7 @@ def test_exactly_the_intended_tensors_change(micro_sam: Sam, method, scope) -> N
     model = apply_strategy(plain, StrategyConfig(method=method, scope=scope), 3)
     with torch.no_grad():
         assert torch.equal(model(IMAGES), wanted)
-    before, trained = state(model), trained_weights(model).keys()
+    before, trained = state(model), trained_tensors(model).keys()
     two_steps(model)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == set(trained)
@@ -83,6 +83,6 @@ def test_tuned_tensors_bring_another_model_to_the_same_output(micro_sam: Sam) ->
     other = apply_strategy(AutomaticSam(copy.deepcopy(micro_sam), 3), LORA, 3)
     model = apply_strategy(AutomaticSam(micro_sam, 3), LORA, 3)
     two_steps(model)
-    put_weights(other, trained_weights(model))
+    put_weights(other, trained_tensors(model))
     with torch.no_grad():
         assert torch.equal(other(IMAGES), model(IMAGES))

@@ -28,7 +28,7 @@ def test_four_classes_without_prompt_are_the_four_published_masks(micro_sam: Sam
     """With as many classes as SAM has mask tokens, the untuned segmenter is SAM without a prompt."""
     images = torch.rand(2, 1, 64, 64)
     logits = AutomaticSam(micro_sam, num_classes=4)(images)
-    embeddings = encode_images(micro_sam.image_encoder, normalise(images))
+    embeddings = encode_images(micro_sam.image_encoder, normalise(images, micro_sam.image_encoder))
     sparse, dense = micro_sam.prompt_encoder(points=None, boxes=None, masks=None)
     for index in range(2):
         wanted, _ = micro_sam.mask_decoder.predict_masks(

@@ -37,6 +37,26 @@ def test_vit_b_at_1024_equals_segment_anything() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("width", "heads"), [(1024, 16), (1280, 16)], ids=["vit_l", "vit_h"])
+def test_blocks_as_wide_as_those_of_larger_vits_equal_segment_anything(width: int, heads: int) -> None:
+    """One windowed and one global block, over a grid of 18 x 18 that windows of 14 do not fill."""
+    torch.manual_seed(0)
+    encoder = ImageEncoderViT(
+        img_size=288,
+        embed_dim=width,
+        depth=2,
+        num_heads=heads,
+        norm_layer=lambda size: torch.nn.LayerNorm(size, eps=1e-6),  # pyright: ignore[reportArgumentType]
+        use_rel_pos=True,
+        window_size=14,
+        global_attn_indexes=(1,),
+    ).eval()
+    randomise(encoder)
+    images = torch.randn(1, 3, 288, 288)
+    assert relative_error(encode_images(encoder, images), encoder(images)) < 1e-5
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("size", [32, 48, 96])
 def test_other_sizes_equal_an_encoder_built_with_resized_parameters(micro_sam: Sam, size: int) -> None:
     encoder = micro_sam.image_encoder

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 
 from samssl.methods.mae import MaeConfig, MaskedAutoencoder
 from samssl.models.sam import ModelConfig, build_sam
@@ -65,7 +65,7 @@ class GlooContext(LocalContext):
             super().save(state, metrics)
 
 
-def train(folder: Path, strategy: str = "ddp", **changes: Any) -> None:
+def train(folder: Path, strategy: str = "ddp", /, **changes: Any) -> None:
     """Train the micro MAE; every validation looks at the encoder from outside its forward."""
     torch.manual_seed(0)
     encoder = build_sam(ModelConfig(variant="micro", image_size=32)).image_encoder
@@ -75,7 +75,8 @@ def train(folder: Path, strategy: str = "ddp", **changes: Any) -> None:
 
     def validate(step: int) -> Validation:
         batch = {"image": torch.ones(1, 1, 32, 32).tril(), "key": torch.tensor([1])}
-        loss, size = float(model(batch)["loss"]), float(next(encoder.blocks.parameters()).norm())
+        first = encoder.get_parameter("blocks.0.mlp.lin1.weight")
+        loss, size = float(model(batch)["loss"]), float(first.norm())
         return Validation(
             -loss,
             {
@@ -103,7 +104,7 @@ def train_in_two(folder: Path, strategy: str, **changes: Any) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    spawn(_worker, (port, train, (folder, strategy), changes), nprocs=2)
+    mp.spawn(_worker, (port, train, (folder, strategy), changes), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def state(folder: Path) -> State:

@@ -1,0 +1,212 @@
+"""The model card of an exported encoder: Markdown with the front matter that the Hugging Face hub reads.
+
+Everything in it comes from the folder of the pretrain run. Paths, and so names of folders and files, are
+left out: data sets, initial weights and the run appear by digest.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from samssl.config import UserError, config, read_yaml
+from samssl.files import read_json
+from samssl.models.initial import hub_id
+
+SHOWN = ("val/", "probe/")
+"""How metrics begin that say something about the encoder."""
+
+NOT_CLINICAL = (
+    "Not for clinical use: the weights were not made, tested or approved for diagnosis, treatment or any "
+    "other decision about a patient."
+)
+
+
+@config
+class CardConfig:
+    """What only the publisher knows."""
+
+    license: str | None = None
+    """Licence of the weights, as the hub names it (apache-2.0, cc-by-nc-4.0); null: said to be unknown."""
+    base_model: str | None = None
+    """Hub name of the model that pretraining began with; null: told from the name of a published file."""
+    title: str | None = None
+    """Heading of the card; null: made of variant and method."""
+    intended_use: str = (
+        "Starting point for fine-tuning segmentation of the kind of images it was pretrained on."
+    )
+    """What the weights are for, in a sentence or two. It is published as it is written here."""
+
+
+@dataclass(frozen=True)
+class PretrainRun:
+    """What the folder of a finished pretrain run says."""
+
+    record: dict[str, Any]
+    """`run.json`."""
+    settings: dict[str, Any]
+    """`config.yaml`."""
+    environment: dict[str, Any]
+    history: pd.DataFrame
+    """Columns step, metric, value."""
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The settings `model`."""
+        return self.settings["model"]
+
+
+def read_run(folder: Path) -> PretrainRun:
+    """The pretrain run in `folder`.
+
+    Raises:
+        UserError: there is none, or it has not finished.
+    """
+    try:
+        record = read_json(folder / "run.json")
+        settings, environment = read_yaml(folder / "config.yaml"), read_json(folder / "environment.json")
+        history = pd.read_csv(folder / "history.csv")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} cannot be read as a pretrain run: {error}. Give its folder.") from None
+    if record.get("stage") != "pretrain" or record.get("status") != "finished":
+        raise UserError(
+            f"{folder} holds no finished pretrain run. Let pretrain finish, or give another folder."
+        )
+    return PretrainRun(record, settings, environment, history)
+
+
+def model_card(run: PretrainRun, card: CardConfig, files: Mapping[str, str]) -> str:
+    """The text of `README.md`; `files` maps the names of the exported weights to their SHA-256."""
+    sections = {
+        "Use": _use(run, card),
+        "Data": _data(run),
+        "Recipe": _recipe(run),
+        "Metrics": _metrics(run),
+        "Lineage": _lineage(run, files),
+        "Licence": _licence(card),
+    }
+    title = (
+        card.title or f"SAM {run.model['variant']}, pretrained on radiology without labels ({method(run)})"
+    )
+    body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections.items())
+    return f"---\n{_front_matter(run, card)}---\n\n# {title}\n\n{body}\n"
+
+
+def method(run: PretrainRun) -> str:
+    """The self-supervised method by name."""
+    return str(run.settings.get("method", "mae"))
+
+
+def public_settings(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those that are paths or addresses, at any depth, and without empty groups."""
+    kept: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            value = public_settings(value)
+        if value != {} and not (isinstance(value, str) and ("/" in value or "\\" in value)):
+            kept[name] = value
+    return kept
+
+
+def loading_snippet(variant: str, image_size: int) -> str:
+    """Three lines of Python that load the exported `encoder.pth`."""
+    if variant == "micro":
+        return (
+            "from samssl.models.sam import ModelConfig, build_sam\n"
+            f'model = ModelConfig(variant="micro", image_size={image_size}, checkpoint=Path("encoder.pth"))\n'
+            "image_encoder = build_sam(model).image_encoder"
+        )
+    package = "mobile_sam" if variant == "vit_t" else "segment_anything"
+    return (
+        f"from {package} import sam_model_registry\n"
+        f'sam = sam_model_registry["{variant}"](checkpoint="encoder.pth")  # every key in its place\n'
+        "image_encoder = sam.image_encoder"
+    )
+
+
+def _front_matter(run: PretrainRun, card: CardConfig) -> str:
+    licence = {"license": card.license} if card.license else {"license": "other", "license_name": "unknown"}
+    base = card.base_model or hub_id(Path(str(run.model.get("checkpoint") or "")).name)
+    matter = {
+        **licence,
+        **({"base_model": base} if base else {}),
+        "pipeline_tag": "mask-generation",
+        "tags": ["segment-anything", "radiology", "medical-imaging", "self-supervised", method(run)],
+        "datasets": [f"sha256-{run.record['inputs']['manifest']}"],
+    }
+    return yaml.safe_dump(matter, sort_keys=False)
+
+
+def _use(run: PretrainRun, card: CardConfig) -> str:
+    variant, size = run.model["variant"], run.model["image_size"]
+    scaled = {
+        "unit": "Images go in with intensities in 0..1 on three channels, without SAM's mean and deviation.",
+        "sam": "Images go in as SAM normalises them: 0..255, less SAM's mean, by its standard deviation.",
+    }[run.model.get("normalisation") or "sam"]
+    return (
+        f"{card.intended_use}\n\n**{NOT_CLINICAL}**\n\n"
+        f"The files hold all of SAM ({variant}) under its own key names, with the image encoder pretrained "
+        f"further; neck, prompt encoder and mask decoder are those that it began with. {scaled} "
+        f"It was pretrained at {size} px.\n\n```python\n{loading_snippet(variant, size)}\n```"
+    )
+
+
+def _data(run: PretrainRun) -> str:
+    splits = ", ".join(run.settings["data"]["splits"])
+    return (
+        f"Unlabelled slices of the splits {splits} of the slice store with the digest "
+        f"`{run.record['inputs']['manifest']}` (SHA-256 over pixels, geometry and splits). "
+        "No data come with the weights, and nothing here names a patient."
+    )
+
+
+def _recipe(run: PretrainRun) -> str:
+    packages = run.environment["packages"]
+    versions = ", ".join(f"{name} {packages[name]}" for name in ("samssl", "torch") if name in packages)
+    code = run.environment["git_commit"] or "unknown"
+    hours = run.record["wall_time_s"] / 3600
+    recipe = public_settings(run.settings)
+    recipe.pop("register", None)
+    return (
+        f"Commit {code}; source SHA-256 `{run.environment['source_sha256']}`; {versions}. "
+        f"{run.record['metrics'].get('steps', 0):g} steps in {hours:.2f} h on {_hardware(run)}. "
+        f"Settings, without paths:\n\n```yaml\n{yaml.safe_dump(recipe, sort_keys=False)}```"
+    )
+
+
+def _hardware(run: PretrainRun) -> str:
+    hardware = run.record["hardware"]
+    return ", ".join(hardware["gpus"]) or f"{hardware['processor']}, {hardware['cores']} cores"
+
+
+def _metrics(run: PretrainRun) -> str:
+    """First and last value of what was measured on held-out patients."""
+    shown = run.history[run.history["metric"].str.startswith(SHOWN)].sort_values("step", kind="stable")
+    lines = ["| metric | first | last | at step |", "|---|---|---|---|"]
+    for metric, rows in shown.groupby("metric"):
+        first, last = rows.iloc[0], rows.iloc[-1]
+        lines.append(f"| {metric} | {first['value']:.4g} | {last['value']:.4g} | {last['step']} |")
+    probed = shown["metric"].str.startswith("probe/").any()
+    note = "" if probed else " No probe with labels was run."
+    return (
+        "On patients that were not pretrained on. `val/loss` is the reconstruction loss of hidden patches, "
+        f"lower is better; it alone does not show that segmentation gets better.{note}\n\n" + "\n".join(lines)
+    )
+
+
+def _lineage(run: PretrainRun, files: Mapping[str, str]) -> str:
+    lines = [f"- written: `{name}`, SHA-256 `{digest}`" for name, digest in files.items()]
+    lines += [f"- read: {role} `{digest}`" for role, digest in run.record["inputs"].items()]
+    return "\n".join([*lines, f"- MLflow run `{run.record['run_id']}`"])
+
+
+def _licence(card: CardConfig) -> str:
+    if card.license:
+        return f"{card.license}, as whoever exported these weights states."
+    return (
+        "Unknown: whoever exported these weights stated no licence. Ask before you use or pass them on; the "
+        "initial weights and the data have terms of their own."
+    )

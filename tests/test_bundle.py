@@ -1,0 +1,71 @@
+"""A bundle says what input its model was fine-tuned on, and is used on the same."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from samssl.bundle import BundleError, load_segmenter, read_bundle, write_bundle
+from samssl.data.inputs import InputConfig
+from samssl.data.prepare import DataSource, PrepareConfig, prepare
+from samssl.data.slices import SliceStore
+from samssl.data.splits import SplitConfig
+from samssl.evaluate import EvaluateConfig, evaluate
+from samssl.models.sam import ModelConfig
+from samssl.predict import segment_case
+from samssl.train.context import LocalContext
+from samssl.train.finetune import FinetuneConfig, FinetuneDataConfig, FinetuneFitConfig, finetune
+
+NEIGHBOURS = InputConfig(channels="neighbours", mr="zscore")
+
+
+@pytest.fixture
+def tuned(tmp_path: Path, make_scans: Callable[..., Path]) -> tuple[Path, SliceStore]:
+    """A bundle fine-tuned a little on 2.5D input, and its store."""
+    source = DataSource(root=make_scans(tmp_path / "scans", cases=4))
+    split = SplitConfig(train=2.0, val=1.0, test=1.0)
+    prepare(PrepareConfig(name="boxes", out=tmp_path / "store", data=source, split=split, workers=1))
+    config = FinetuneConfig(
+        out=tmp_path / "run",
+        data=FinetuneDataConfig(store=tmp_path / "store", shots=1, input=NEIGHBOURS),
+        model=ModelConfig(variant="micro", image_size=32),
+        optim=FinetuneFitConfig(steps=30, batch_size=2, warmup_steps=1, validate_every=30, lr=0.01),
+    )
+    context = LocalContext()
+    context.device = torch.device("cpu")
+    state = finetune(config, context)
+    store = SliceStore(tmp_path / "store")
+    weights = {name.removeprefix("segmenter."): value for name, value in state["weights"].items()}
+    write_bundle(tmp_path / "bundle", config, store, weights)
+    return tmp_path / "bundle", store
+
+
+def test_a_bundle_is_evaluated_on_the_input_it_was_tuned_on(tuned, tmp_path: Path) -> None:
+    path, store = tuned
+    assert read_bundle(path).input == NEIGHBOURS
+    evaluate(EvaluateConfig(out=tmp_path / "scores", bundle=path, store=tmp_path / "store"))
+    (case,) = store.cases("test")
+    segmenter = load_segmenter(path)
+    own, other = (
+        segment_case(segmenter, store, case, 32, torch.device("cpu"), inputs)
+        for inputs in (NEIGHBOURS, InputConfig(mr="full"))
+    )
+    import zarr
+
+    kept = np.asarray(zarr.open_array(tmp_path / "scores" / "predictions.zarr" / case, mode="r")[:])
+    np.testing.assert_array_equal(kept, own)
+    assert (own != other).any()
+
+
+def test_a_bundle_of_format_1_saw_grey_slices(tuned) -> None:
+    path, _ = tuned
+    tree = json.loads((path / "bundle.json").read_text())
+    del tree["input"]
+    (path / "bundle.json").write_text(json.dumps({**tree, "format": 1, "normalisation": "per case"}))
+    assert read_bundle(path).input == InputConfig()
+    (path / "bundle.json").write_text(json.dumps({**tree, "format": 3}))
+    with pytest.raises(BundleError, match=r"it reads \(1, 2\)"):
+        read_bundle(path)
