@@ -8,12 +8,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from samssl.train.distributed import gradient_norm
+
+
+def _forward(query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _backward(gradient: Any, query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+_FUSED_ON_CPU = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward,
+}
+"""Fused attention that torch's counter does not know; plain attention would need the memory of its scores."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +70,7 @@ def step_costs(model: nn.Module, batch: dict[str, Tensor], bf16: bool, repeats: 
     step()
     seconds = min(_seconds(step) for _ in range(repeats))
     kept, peak = _memory(model, batch, forward)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with FlopCounterMode(display=False, custom_mapping=_FUSED_ON_CPU) as counter:
         step()
     return Costs(kept, max(0.0, peak - kept), float(counter.get_total_flops()), seconds)
 

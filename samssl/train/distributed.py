@@ -85,7 +85,8 @@ def gradient_norm(parameters: list[nn.Parameter], clip: float) -> float:
     """Norm of the whole gradient, which is scaled down to the norm `clip` where that is not 0."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
     if clip:
         nn.utils.clip_grads_with_norm_(parameters, clip, norm)
     return float(norm)

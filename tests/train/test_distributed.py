@@ -54,6 +54,12 @@ class GlooContext(LocalContext):
             return shard(model, self.device)
         return nn.parallel.DistributedDataParallel(model)
 
+    def restore(self) -> State | None:
+        state = super().restore()
+        if self.world_size > 1:
+            dist.barrier()  # or rank 0 might have saved before another has looked
+        return state
+
     def save(self, state: State, metrics: dict[str, float]) -> None:
         if self.rank == 0:
             super().save(state, metrics)
@@ -132,7 +138,7 @@ def test_two_processes_train_as_one_does_and_one_goes_on_from_their_state(
 
 
 def test_a_sharded_run_goes_on_alone_and_the_other_way_round(tmp_path: Path) -> None:
-    changes = {"warmup_steps": 100}  # a schedule that does not depend on `steps`
+    changes: dict[str, Any] = {"warmup_steps": 100}  # a schedule that does not depend on `steps`
     train(tmp_path / "undisturbed", steps=6, **changes)
     for name, first, second in (("out", train_in_two, train), ("in", train, train_in_two)):
         folder = tmp_path / name

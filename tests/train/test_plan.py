@@ -12,7 +12,7 @@ from samssl.cli import main
 from samssl.methods.mae import MaeConfig
 from samssl.models.recompute import choose_block_mode
 from samssl.models.sam import ModelConfig
-from samssl.train.costs import LiveBytes
+from samssl.train.costs import LiveBytes, step_costs
 from samssl.train.plan import make_plan, micro_batch, whole_costs
 from samssl.train.pretrain import PretrainConfig, PretrainDataConfig, PretrainFitConfig, build_method
 from samssl.train.resources import ResourcesConfig
@@ -94,3 +94,15 @@ def test_live_bytes_are_counted_until_a_tensor_is_gone() -> None:
         assert live.now == 0
         known.add_(1)
         assert live.peak == 4000
+
+
+def test_operations_of_fused_attention_are_counted() -> None:
+    class Attention(torch.nn.Module):
+        def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+            image = batch["image"]
+            return {"loss": torch.nn.functional.scaled_dot_product_attention(image, image, image).sum()}
+
+    images = torch.rand(1, 2, 512, 32, requires_grad=True)
+    products = 2 * (1 * 2 * 512 * 512 * 32)  # of one of two products forwards, five backwards
+    counted = step_costs(Attention(), {"image": images}, bf16=False, repeats=1).flops
+    assert counted == 7 * products
