@@ -26,6 +26,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.experimental import tqdm_ray
+from ray.train.v2._internal.execution import context as ray_reporting
 from ray.train.v2.api.report_config import CheckpointUploadMode
 from torch import nn
 
@@ -146,6 +147,7 @@ class RayContext:
         self.rank, self.world_size = worker.get_world_rank(), worker.get_world_size()
         self.device = ray.train.torch.get_device()
         self.run, self.bars, self.strategy = run, bars, strategy
+        ray_reporting.logger.setLevel("WARNING")  # the thread that reports does not follow LoggingConfig
         self.storage: Any = worker.get_storage()
         self.bar: tqdm_ray.tqdm | None = None
         self.written = threading.Event()
