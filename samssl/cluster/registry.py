@@ -7,6 +7,7 @@ file), and names its run, so that its lineage can be followed like a file's.
 import tempfile
 from pathlib import Path
 
+import mlflow
 import mlflow.artifacts
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -29,6 +30,7 @@ def register_encoder(run: Run, encoder: Path, model: ModelConfig, register: Regi
 
     Called again for the same run and weights it only moves the alias.
     """
+    mlflow.set_tracking_uri(run.uri)  # by which MLflow resolves `models:/`, whatever its client was given
     client, name = run.client, register.model_name(model.variant)
     digest = sha256_file(encoder)
     _ensure_model(client, name)

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from samssl.cluster.lineage import describe_lineage
-from samssl.cluster.registry import register_encoder
+from samssl.cluster.registry import find_version, register_encoder
 from samssl.cluster.stages import run_pretrain
 from samssl.cluster.tracking import open_run
 from samssl.config import UserError, load_config, parse_overrides
@@ -199,3 +199,16 @@ def test_names_that_the_registry_refuses_are_refused_before_training() -> None:
         RegisterConfig(alias="a.b")
     with pytest.raises(ValueError, match="keeps for itself"):
         RegisterConfig(alias="latest")
+
+
+def test_registering_needs_no_tracking_uri_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.chdir(tmp_path)
+    save_weights(build_micro(), tmp_path / "encoder.pth")
+    model = ModelConfig(variant="micro", image_size=64)
+    run = open_run("samssl", "pretrain", {"stage": "pretrain"})
+    uri = register_encoder(run, tmp_path / "encoder.pth", model, RegisterConfig())
+    assert find_version(uri).run_id == run.run_id
+    assert not (tmp_path / "mlflow.db").exists()  # MLflow's own default, which is not ours
