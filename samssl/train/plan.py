@@ -179,7 +179,7 @@ def _images(config: PretrainConfig, batch: int) -> dict[str, Tensor]:
     size = config.model.image_size
     generator = torch.Generator().manual_seed(0)
     return {
-        "image": torch.rand(batch, 1, size, size, generator=generator),
+        "image": torch.rand(batch, config.data.input.num_channels, size, size, generator=generator),
         "key": torch.arange(batch),
     }
 

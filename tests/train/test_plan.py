@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from samssl.cli import main
+from samssl.data.inputs import InputConfig
 from samssl.methods.mae import MaeConfig
 from samssl.models.recompute import choose_block_mode
 from samssl.models.sam import ModelConfig
@@ -106,3 +107,11 @@ def test_operations_of_fused_attention_are_counted() -> None:
     products = 2 * (1 * 2 * 512 * 512 * 32)  # of one of two products forwards, five backwards
     counted = step_costs(Attention(), {"image": images}, bf16=False, repeats=1).flops
     assert counted == 7 * products
+
+
+def test_inputs_of_three_channels_are_planned_for() -> None:
+    data = replace(CONFIG.data, input=InputConfig(channels="neighbours"))
+    config = replace(CONFIG, data=data, optim=replace(CONFIG.optim, batch_size=1))
+    grey = replace(CONFIG, optim=config.optim)
+    costs = [whole_costs(build_method(each), each, bf16=False) for each in (grey, config)]
+    assert costs[1].flops > costs[0].flops  # the head predicts three times as many values
