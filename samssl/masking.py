@@ -189,7 +189,7 @@ def uniform(
 
 
 def prefer(
-    noise: Float[Tensor, "*B slots"], tissue: Bool[Tensor, "*B slots"], quota: Float[Tensor, "..."] | Tensor
+    noise: Float[Tensor, "*B slots"], tissue: Bool[Tensor, "*B slots"], quota: Tensor
 ) -> Float[Tensor, "*B slots"]:
     """`noise` with the `quota` least noisy slots of tissue moved below all others."""
     rank = (noise + 9 * ~tissue).argsort(dim=-1).argsort(dim=-1)

@@ -13,15 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from samssl.config import BelowOne, Fraction, NonNegative, UserError, config
-from samssl.data.inputs import (
-    InputConfig,
-    above_floor,
-    input_slice,
-    range_above_floor,
-    scaled,
-    slices_seen,
-    value_ranges,
-)
+from samssl.data.inputs import InputConfig, input_slice, scaled
 from samssl.data.resize import fit_square
 from samssl.data.slices import SliceStore
 from samssl.data.views import CropConfig, draw_view, keyed_randomness
@@ -71,10 +63,7 @@ class _Slices:
 
     def image(self, row: int) -> tuple[Float[Tensor, "C H W"], Float[Tensor, "R 2"]]:
         """What `samssl.data.inputs.input_slice` gives, by way of what is kept in memory."""
-        ranges = value_ranges(self.inputs, self.store.rows.intensity(row))
-        case = self.store.rows.case_name(row)
-        planes = [self._plane(case, z) for z in slices_seen(self.inputs, self.store, row)]
-        return above_floor(np.stack(planes), ranges), range_above_floor(ranges)
+        return input_slice(self.store, row, self.inputs, self._plane)
 
     def _plane(self, case: str, z: int) -> Shaped[np.ndarray, "H W"]:
         if (case, z) in self.kept:

@@ -5,6 +5,7 @@ The CPU side reads and clips: values stay in their own units, counted from the l
 the batch is, on the accelerator, by `unit_images`.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -92,12 +93,19 @@ def range_above_floor(ranges: Float[np.ndarray, "R 2"]) -> Float[Tensor, "R 2"]:
 
 
 def input_slice(
-    store: SliceStore, row: int, inputs: InputConfig
+    store: SliceStore,
+    row: int,
+    inputs: InputConfig,
+    read: Callable[[str, int], np.ndarray] | None = None,
 ) -> tuple[Float[Tensor, "C H W"], Float[Tensor, "R 2"]]:
-    """One slice in native resolution as `unit_images` takes it: values above the floor, and their ranges."""
+    """One slice in native resolution as `unit_images` takes it: values above the floor, and their ranges.
+
+    `read(case, z)` gives a plane, by default from the store.
+    """
+    read = read or store.image_slice
     ranges = value_ranges(inputs, store.rows.intensity(row))
     case = store.rows.case_name(row)
-    planes = np.stack([store.image_slice(case, z) for z in slices_seen(inputs, store, row)])
+    planes = np.stack([read(case, z) for z in slices_seen(inputs, store, row)])
     return above_floor(planes, ranges), range_above_floor(ranges)
 
 
