@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1024], help="sides of the images in pixels")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--precisions", nargs="+", choices=("bf16", "fp32"), default=["bf16", "fp32"])
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="those that fit")
     parser.add_argument("--repeats", type=int, default=3, help="rounds that count, after one that does not")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="file for the results; tables of earlier calls are kept")
@@ -70,17 +71,18 @@ def main() -> None:
     for size in options.sizes:
         for batch in options.batches:
             for precision in options.precisions:
-                table = measure(options.variant, size, batch, precision, options.repeats, options.device)
+                table = measure(options, size, batch, precision)
                 show(table)
                 if options.json:
                     append(options.json, table)
 
 
-def measure(variant: str, size: int, batch: int, precision: str, repeats: int, device: str) -> dict[str, Any]:
+def measure(options: argparse.Namespace, size: int, batch: int, precision: str) -> dict[str, Any]:
     """Seconds, ratios, operations and peak memory of each way."""
+    variant, repeats, device = options.variant, options.repeats, options.device
     torch.manual_seed(0)
     images = torch.rand(batch, 1, size, size, device=device)
-    ways = {name: build(variant, size).to(device) for name, build in WAYS.items()}
+    ways = {name: WAYS[name](variant, size).to(device) for name in options.ways}
     steps = {name: make_step(way, images, precision) for name, way in ways.items()}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     peak = matrix_peak(precision, device)
@@ -282,9 +284,9 @@ def show(table: dict[str, Any]) -> None:
     """One table as text."""
     keys = ("variant", "image_size", "batch_size", "precision")
     print(", ".join(f"{key} {table[key]}" for key in keys) + f"; peak {table['matrix_peak_tflops']} TFLOP/s")
-    ours = table["ways"][OURS]
+    ratios = table["ways"].get(OURS, {}).get("times_faster", {})
     for name, row in table["ways"].items():
-        ratio = ours["times_faster"].get(name)
+        ratio = ratios.get(name)
         faster = f"samssl {ratio[0]:.2f}x [{ratio[1]:.2f}, {ratio[2]:.2f}]" if ratio else ""
         print(
             f"  {name:9} {row['seconds']:8.3f} s  {row['tflop']:6.2f} TFLOP  "
