@@ -24,6 +24,7 @@ from samssl.environment import hardware
 from samssl.models.checkpoints import save_state
 from samssl.train.context import LocalContext, State
 from samssl.train.loop import Validation, fit
+from samssl.train.memory import keep_freed_memory
 from samssl.train.plan import make_plan
 from samssl.train.pretrain import PretrainConfig, build_method
 
@@ -97,6 +98,7 @@ class WritingContext(LocalContext):
 
 def run(config: PretrainConfig) -> dict[str, Any]:
     """Train; the process's peak memory in bytes and the median time of a step."""
+    keep_freed_memory()
     with TemporaryDirectory() as folder:
         context = WritingContext(Path(folder))
         fit(

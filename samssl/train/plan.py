@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from samssl.config import UserError
 from samssl.models.recompute import choose_block_mode, encoder_blocks
 from samssl.train.costs import Costs, peak_flops, seconds_per_weight, step_costs
+from samssl.train.memory import keep_freed_memory
 from samssl.train.optim import uses_bf16
 from samssl.train.pretrain import PretrainConfig, build_method
 
@@ -93,7 +94,8 @@ def make_plan(
     """
     if tflops and not gib:
         raise UserError("Give --gib with --tflops: the memory of the GPU whose FLOP/s these are.")
-    here = gib is None
+    if here := gib is None:
+        keep_freed_memory()  # as workers do
     device = torch.device("cpu" if here else "cuda")
     runtime = _resident() if here else GPU_RUNTIME
     bf16 = uses_bf16(config.optim, device)
