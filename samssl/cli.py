@@ -42,7 +42,7 @@ STAGES = {
         "samssl.cluster.stages:run_finetune",
     ),
     "export": Stage(
-        "pretrain run to weights with a model card, to publish",
+        "pretrain run, or merged bundle, to weights with a model card, to publish",
         "samssl.cluster.export:ExportConfig",
         "samssl.cluster.export:run_export",
     ),
