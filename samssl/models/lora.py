@@ -119,7 +119,8 @@ def separate_parts(model: nn.Module, parts: Sequence[str]) -> None:
         assert isinstance(updates, nn.ModuleDict)
         updates[ADAPTER] = SeparateRows(updates[ADAPTER], rows, parts)
         for magnitude in fused.get_submodule("lora_magnitude_vector").children():  # of DoRA
-            parametrize.register_parametrization(magnitude, "weight", TrainedEntries(rows, parts))
+            learnt = TrainedEntries(magnitude.get_parameter("weight"), rows, parts)
+            parametrize.register_parametrization(magnitude, "weight", learnt)
 
 
 def part_of_rows(attention: nn.Module) -> list[str]:
@@ -151,17 +152,18 @@ class SeparateRows(nn.Linear):
 
 
 class TrainedEntries(nn.Module):
-    """A vector with an entry a row, of which only those of adapted parts learn."""
+    """A vector with an entry a row: those of adapted parts learn, the others stay what they are now."""
 
-    def __init__(self, rows: Sequence[str], parts: Sequence[str]) -> None:
+    def __init__(self, vector: Tensor, rows: Sequence[str], parts: Sequence[str]) -> None:
         super().__init__()
         mask = torch.tensor([float(row in parts) for row in rows])
-        self.register_buffer("mask", mask, persistent=False)
+        self.register_buffer("mask", mask.to(vector), persistent=False)
+        self.register_buffer("untrained", vector.detach().clone(), persistent=False)
         self.num_untrained = sum(row not in parts for row in rows)
 
     def forward(self, values: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
-        """The same values."""
-        return values.where(self.get_buffer("mask") > 0, values.detach())
+        """`values` where they learn."""
+        return values.where(self.get_buffer("mask") > 0, self.get_buffer("untrained"))
 
 
 def count_trained(model: nn.Module) -> int:
