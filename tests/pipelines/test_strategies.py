@@ -91,7 +91,10 @@ def test_every_strategy_trains_and_its_bundle_predicts_the_same(
     tmp_path: Path, make_scans: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    source, split = DataSource(root=make_scans(tmp_path / "scans", cases=4)), SplitConfig(train=2.0, val=1.0, test=1.0)
+    source, split = (
+        DataSource(root=make_scans(tmp_path / "scans", cases=4)),
+        SplitConfig(train=2.0, val=1.0, test=1.0),
+    )
     prepare(PrepareConfig(name="tiny", out=tmp_path / "store", data=source, split=split, workers=1))
     config = FinetuneConfig(
         out=tmp_path / "run",
