@@ -101,7 +101,7 @@ class Classes:
     @cached_property
     def _is_plain(self) -> bool:
         """Whether every label is a class of its own, under its own id."""
-        return {BACKGROUND: self.labels[BACKGROUND], **self.names} == self.labels
+        return self.members == {label: (label,) for label in self.labels if label != BACKGROUND}
 
 
 def run_classes(
@@ -111,8 +111,9 @@ def run_classes(
 ) -> Classes:
     """The classes that `merged` (class name to names of labels) makes of a store's `labels`.
 
-    Without `merged` every label is a class under its own id; with it classes are numbered from 1, and
-    labels that are in none become background.
+    Without `merged` every label is a class under its own id. With it labels that are in no class become
+    background, and classes are numbered from 1: by their lowest label id, the one of more labels first.
+    The order in which they are given changes nothing, as neither JSON nor MLflow keeps it.
 
     Raises:
         UserError: a class is empty, has a label that there is not, or shares one without `overlapping`.
@@ -123,12 +124,10 @@ def run_classes(
         names = {label: name for name, label in foreground.items()}
         return Classes(labels, names, {label: (label,) for label in names}, overlapping)
     _check(merged, foreground, labels[BACKGROUND], overlapping)
-    names = dict(enumerate(merged, start=1))
-    members = {
-        class_id: tuple(sorted(foreground[label] for label in merged[name]))
-        for class_id, name in names.items()
-    }
-    return Classes(labels, names, members, overlapping)
+    inside = {name: tuple(sorted(foreground[label] for label in set(merged[name]))) for name in merged}
+    ordered = sorted(inside, key=lambda name: (inside[name][0], -len(inside[name]), name))
+    names = dict(enumerate(ordered, start=1))
+    return Classes(labels, names, {class_id: inside[name] for class_id, name in names.items()}, overlapping)
 
 
 def _check(

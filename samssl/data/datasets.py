@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from samssl.config import BelowOne, Fraction, NonNegative, UserError, config
 from samssl.data.inputs import InputConfig, input_slice, scaled
-from samssl.data.resize import fit_square
+from samssl.data.resize import fit_labels, fit_square
 from samssl.data.slices import SliceStore
 from samssl.data.views import CropConfig, draw_view, keyed_randomness
 
@@ -115,9 +115,10 @@ class LabelledSlices(_Slices):
         image_size: int,
         augment: AugmentConfig,
         inputs: InputConfig = InputConfig(),
+        keep_small: bool = False,
     ) -> None:
         super().__init__(store, rows, image_size, inputs)
-        self.augment = augment
+        self.augment, self.keep_small = augment, keep_small
         self.move = v2.RandomAffine(
             degrees=(-augment.degrees, augment.degrees),
             translate=(augment.translate, augment.translate),
@@ -131,7 +132,7 @@ class LabelledSlices(_Slices):
         row = int(self.rows[index])
         image, ranges = self.image(row)
         image = scaled(fit_square(image[None], self.image_size), ranges[None])[0]
-        labels = fit_square(self.labels(row)[None].float(), self.image_size, mode="nearest-exact")[0]
+        labels = fit_labels(self.labels(row), self.image_size, self.keep_small).float()
         with keyed_randomness(key):
             image, labels = self.flip(*self.move(tv_tensors.Image(image), tv_tensors.Mask(labels)))
             image = self._shade(image.as_subclass(Tensor))
