@@ -92,6 +92,27 @@ def score_cases(
     return pd.concat(tables, ignore_index=True)
 
 
+def score_slices(
+    segmenter: nn.Module,
+    store: SliceStore,
+    rows: Integer[np.ndarray, " rows"],
+    image_size: int,
+    device: torch.device,
+    inputs: InputConfig = InputConfig(),
+    classes: Classes | None = None,
+) -> pd.DataFrame:
+    """As `score_cases`, of single slices of labelled cases: those of one case are scored together."""
+    segmenter.eval()
+    tables = []
+    for number in np.unique(store.rows.case_numbers[rows]):
+        own = np.sort(rows[store.rows.case_numbers[rows] == number]).tolist()
+        case = store.rows.case_name(own[0])
+        found = segment_rows(segmenter, store, own, image_size, device, inputs, classes)
+        masks = [store.mask_slice(case, int(store.rows.z[row])) for row in own]
+        tables.append(score_rows(store, case, found, np.stack([m for m in masks if m is not None]), classes))
+    return pd.concat(tables, ignore_index=True)
+
+
 def score_case(
     store: SliceStore, case: str, prediction: ClassMap, classes: Classes | None = None
 ) -> pd.DataFrame:

@@ -56,9 +56,9 @@ def sampled_order(
     if sampling == SamplingConfig():
         return None
     held = classes_in(store, rows, classes)
-    shown = held.any(axis=1)
-    num_shown = len(rows) * sampling.foreground_share if sampling.foreground_share is not None else shown.sum()
-    return Pools(*pools_of(held, round(float(num_shown)), sampling.balance == "class", where=store.root))
+    share = sampling.foreground_share
+    num_shown = int(held.any(axis=1).sum()) if share is None else round(share * len(rows))
+    return Pools(*pools_of(held, num_shown, sampling.balance == "class", where=store.root))
 
 
 def pools_of(

@@ -87,7 +87,7 @@ def _sampled(
     They are resized as `fit_labels` and `downsample_labels` resize, padding included.
     """
     fitted = fitted_shape(height, width, input_side)[0 if length == height else 1]
-    places = torch.arange(length, dtype=torch.float64)[None, None]
+    places = torch.arange(length).float()[None, None]
     at_input = F.interpolate(places, fitted, mode="nearest-exact")
     padded = F.pad(at_input, (0, input_side - fitted), value=-1)
     at_loss = F.interpolate(padded, loss_side, mode="nearest-exact")
