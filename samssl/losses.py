@@ -27,7 +27,7 @@ class LossConfig:
     resolution: Count = 0
     """Side in pixels at which the loss is taken, logits upsampled to it; 0: that of the logits."""
     keep_small: bool = False
-    """Where labels are made smaller, for the model's input and for the loss, keep objects that would vanish."""
+    """Keep small objects that would vanish where labels are made smaller, for the model and for the loss."""
 
 
 def segmentation_loss(
@@ -89,8 +89,6 @@ class _Focal(nn.Module):
         self.exclusive = exclusive
         self.focal = FocalLoss(to_onehot_y=exclusive, use_softmax=exclusive, gamma=gamma, reduction="none")
 
-    def forward(
-        self, logits: Float[Tensor, "B outputs h w"], labels: Float[Tensor, "B C h w"] | Int[Tensor, "B 1 h w"]
-    ) -> Float[Tensor, ""]:
+    def forward(self, logits: Float[Tensor, "B outputs h w"], labels: Tensor) -> Float[Tensor, ""]:
         by_output = self.focal(logits, labels)
         return by_output.sum(dim=1).mean() if self.exclusive else by_output.mean()

@@ -144,8 +144,8 @@ def _dice_per_class(prediction: ClassMap, reference: ClassMap, classes: Classes)
     if not classes.overlapping:
         scores = dice_per_label(prediction, reference, max(classes.names) + 1)
         return [row for row in scores if row["label_id"] in classes.names]
-    masks = zip(classes.names, prediction, reference, strict=True)
-    return [
-        LabelDice(**{**dice_per_label(found.view(np.uint8), wanted.view(np.uint8), 2)[0], "label_id": class_id})
-        for class_id, found, wanted in masks
-    ]
+    scores = []
+    for class_id, found, wanted in zip(classes.names, prediction, reference, strict=True):
+        (score,) = dice_per_label(found.astype(np.uint8), wanted.astype(np.uint8), 2)
+        scores.append(LabelDice(**{**score, "label_id": class_id}))
+    return scores

@@ -127,7 +127,8 @@ def run_classes(
     inside = {name: tuple(sorted(foreground[label] for label in set(merged[name]))) for name in merged}
     ordered = sorted(inside, key=lambda name: (inside[name][0], -len(inside[name]), name))
     names = dict(enumerate(ordered, start=1))
-    return Classes(labels, names, {class_id: inside[name] for class_id, name in names.items()}, overlapping)
+    members = {class_id: inside[name] for class_id, name in names.items()}
+    return Classes(labels, names, members, overlapping)
 
 
 def _check(
@@ -135,8 +136,8 @@ def _check(
 ) -> None:
     empty = [name for name, members in merged.items() if not members]
     if empty or not merged:
-        what = f"The class '{empty[0]}' of data.classes has" if empty else "data.classes names no class, so has"
-        raise UserError(f"{what} no labels. Name some of: {', '.join(foreground)}.")
+        what = f"The class '{empty[0]}' of data.classes has no labels" if empty else "data.classes is empty"
+        raise UserError(f"{what}. The store has the labels {', '.join(foreground)}.")
     if background in merged:
         raise UserError(
             f"data.classes has a class '{background}', which is the background. Labels that are in no class "

@@ -69,16 +69,16 @@ def spread(length: int, count: int) -> Int[np.ndarray, " places"]:
 def _prediction_alarms(table: pd.DataFrame) -> dict[str, str]:
     if not table["predicted_voxels"].any():
         return {
-            "predictions_empty": "every prediction of the validation cases is empty. Where this stays so, raise "
-            "data.sampling.foreground_share, or try another optim.lr."
+            "predictions_empty": "every prediction of the validation cases is empty. Where this stays so, "
+            "raise data.sampling.foreground_share, or try another optim.lr."
         }
     voxels = table.groupby("label", sort=False)[["reference_voxels", "predicted_voxels"]].sum()
     missing = voxels.index[(voxels["reference_voxels"] > 0) & (voxels["predicted_voxels"] == 0)]
     if not len(missing):
         return {}
     return {
-        "never_predicted": f"no voxel of any validation case is predicted as {_few(list(missing))}. Where this "
-        "stays so, set data.sampling.balance=class, or look for these classes among the training slices."
+        "never_predicted": f"no voxel of any validation case is predicted as {_few(list(missing))}. Where "
+        "this stays so, set data.sampling.balance=class, or look whether training slices show these classes."
     }
 
 

@@ -122,7 +122,7 @@ class SupervisedSegmenter(nn.Module):
         self.segmenter, self.targets, self.loss = segmenter, targets, loss
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`loss` of a batch with `image` [B, C, S, S] in [0, 1] and `labels` [B, S, S] (ranks of label ids)."""
+        """`loss` of a batch: `image` [B, C, S, S] in [0, 1], `labels` [B, S, S] (ranks of label ids)."""
         logits = self.segmenter(batch["image"])
         return {"loss": segmentation_loss(logits, self.targets(batch["labels"]), self.loss)}
 
