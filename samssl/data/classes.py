@@ -41,12 +41,6 @@ class Classes:
         """Channels of the logits: a class each, and the background where classes are exclusive."""
         return len(self.names) + (not self.overlapping)
 
-    @cached_property
-    def legend(self) -> dict[int, str]:
-        """Id to name of everything that a predicted map may hold."""
-        background = {} if self.overlapping else {BACKGROUND: self.labels[BACKGROUND]}
-        return background | self.names
-
     def targets(self, labels: Int[Tensor, "B H W"]) -> Int[Tensor, "B H W"] | Bool[Tensor, "B K H W"]:
         """What the logits should say, from ranks of label ids, on their device.
 
@@ -143,7 +137,7 @@ def _check(
             f"data.classes has a class '{background}', which is the background. Labels that are in no class "
             "become background by themselves: leave it out."
         )
-    counts = Counter(label for members in merged.values() for label in set(members))
+    counts = Counter(label for members in merged.values() for label in dict.fromkeys(members))
     if unknown := [label for label in counts if label not in foreground]:
         raise UserError(
             f"data.classes names labels that the store does not have: {', '.join(unknown)}. It has: "

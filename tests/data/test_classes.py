@@ -24,7 +24,7 @@ def winning(classes: Classes, number: int) -> torch.Tensor:
 def test_without_a_map_every_label_is_a_class_under_its_own_id() -> None:
     classes = run_classes(LABELS)
     assert classes.num_outputs == 5
-    assert classes.legend == LABELS
+    assert classes.names == {label: name for label, name in LABELS.items() if label}
     assert classes.targets(RANKS) is RANKS
     assert classes.reference(MASK) is MASK
     assert [int(winning(classes, number)) for number in range(5)] == sorted(LABELS)
@@ -34,7 +34,7 @@ def test_without_a_map_every_label_is_a_class_under_its_own_id() -> None:
 
 def test_labels_are_merged_and_the_rest_is_background() -> None:
     classes = run_classes(LABELS, {"vessel": ["vessel"], "tumour": ["enhancing", "core"]})
-    assert classes.legend == {0: "background", 1: "tumour", 2: "vessel"}
+    assert classes.names == {1: "tumour", 2: "vessel"}
     assert classes.targets(RANKS).tolist() == [[[0, 0, 1], [1, 2, 0]]]
     assert classes.reference(MASK).tolist() == [[[0, 0, 1], [1, 2, 0]]]
     assert [int(winning(classes, number)) for number in range(3)] == [0, 1, 2]
@@ -87,7 +87,7 @@ def test_a_hundred_and_more_labels(overlapping: bool) -> None:
         ({"tumour": ["core", "liver"]}, r"does not have: liver\. It has: edema, core, enhancing, vessel"),
         ({"organ": ["background"]}, r"does not have: background"),
         ({"background": ["core"]}, r"leave it out"),
-        (BRATS, r"core, enhancing into more than one class.*data\.overlapping=true"),
+        (BRATS, r"enhancing, core into more than one class.*data\.overlapping=true"),
     ],
 )
 def test_maps_that_cannot_be_meant_are_refused(merged: dict[str, list[str]], message: str) -> None:

@@ -43,8 +43,8 @@ def test_no_object_vanishes_whatever_the_two_sizes_are(shape: tuple[int, int]) -
     for plane, cells in zip(labels, small, strict=True):
         numbered, count = ndimage.label(plane.numpy())  # pyright: ignore[reportGeneralTypeIssues]
         for number in range(1, count + 1):
-            rows, columns = (places.mean() / side for places, side in zip(np.nonzero(numbered == number), plane.shape))
-            row, column = int(rows * shape[0]), int(columns * shape[1])
+            middle = np.argwhere(numbered == number).mean(axis=0) / plane.shape
+            row, column = (middle * shape).astype(int)
             near = cells[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
             assert near.any()
 

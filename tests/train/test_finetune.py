@@ -1,6 +1,7 @@
 """Stage two from the store to scores: classes, regions, sampling, alarms and the few shots."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,10 +213,7 @@ def test_small_objects_are_warned_of_or_kept(
     config = config_for(store, tmp_path, {"augment": STILL}, steps=1)
 
     def heard(**loss: Any) -> str:
-        from dataclasses import replace
-
-        small = ModelConfig(variant="micro", image_size=32)
-        run(replace(config, model=small, loss=LossConfig(**loss)))
+        run(replace(config, loss=LossConfig(**loss)))
         return capsys.readouterr().out
 
     assert "vanish at the 4 px" in heard(resolution=4)
