@@ -25,7 +25,9 @@ def perfect(targets: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
 @pytest.mark.parametrize("targets", [EXCLUSIVE, REGIONS, REGIONS[:, :1]], ids=["classes", "regions", "one"])
-def test_a_loss_is_lowest_where_the_logits_are_right_and_leads_there(targets: Tensor, loss: LossConfig) -> None:
+def test_a_loss_is_lowest_where_the_logits_are_right_and_leads_there(
+    targets: Tensor, loss: LossConfig
+) -> None:
     logits = torch.randn(perfect(targets).shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
     start = segmentation_loss(logits, targets, loss)
     start.backward()
@@ -35,7 +37,9 @@ def test_a_loss_is_lowest_where_the_logits_are_right_and_leads_there(targets: Te
     assert step < start
     if not loss.resolution:
         assert segmentation_loss(perfect(targets), targets, loss) < 1e-3
-    assert segmentation_loss(-perfect(targets), targets, loss) > segmentation_loss(perfect(targets), targets, loss)
+    assert segmentation_loss(-perfect(targets), targets, loss) > segmentation_loss(
+        perfect(targets), targets, loss
+    )
 
 
 def test_the_loss_is_taken_at_the_resolution_that_is_asked_for() -> None:

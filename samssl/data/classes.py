@@ -145,6 +145,6 @@ def _check(
         )
     if shared := [label for label, count in counts.items() if count > 1 and not overlapping]:
         raise UserError(
-            f"data.classes puts {', '.join(shared)} into more than one class. Put each label into one, or set "
-            "data.overlapping=true for regions that share voxels."
+            f"data.classes puts {', '.join(shared)} into more than one class. Put each label into one, or "
+            "set data.overlapping=true for regions that share voxels."
         )

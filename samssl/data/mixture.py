@@ -55,7 +55,7 @@ class Mixture:
 
 
 def draw_from(
-    groups: Iterable[Int[np.ndarray, " items"]], quotas: Int[np.ndarray, " groups"], number: int, seed: int
+    groups: Iterable[Int[np.ndarray, "_"]], quotas: Int[np.ndarray, " groups"], number: int, seed: int
 ) -> Int[np.ndarray, " draws"]:
     """The items of epoch `number`, mixed: of each group as many as its quota, the next of its stream."""
     draws = int(quotas.sum())

@@ -30,7 +30,7 @@ class SamplingConfig:
 class Pools:
     """An order (`samssl.train.feed.Order`) that draws a fixed number of slices an epoch from each pool."""
 
-    def __init__(self, pools: list[Int[np.ndarray, " items"]], quotas: Int[np.ndarray, " pools"]) -> None:
+    def __init__(self, pools: list[Int[np.ndarray, "_"]], quotas: Int[np.ndarray, " pools"]) -> None:
         """`pools` hold item numbers, of which some may be in several; none is empty."""
         self.pools, self.quotas = pools, quotas
         self._kept: tuple[tuple[int, int], np.ndarray] | None = None
@@ -63,7 +63,7 @@ def sampled_order(
 
 def pools_of(
     held: Bool[np.ndarray, "slices K"], num_shown: int, by_class: bool, where: str
-) -> tuple[list[Int[np.ndarray, " items"]], Int[np.ndarray, " pools"]]:
+) -> tuple[list[Int[np.ndarray, "_"]], Int[np.ndarray, " pools"]]:
     """Pools of slices and how many draws each has: `num_shown` of those that show classes, the rest empty.
 
     Classes that no slice shows have no pool. `where` names the store in messages.

@@ -81,7 +81,7 @@ def _seen(numbered: Integer[np.ndarray, "H W"], rows: np.ndarray, columns: np.nd
 @cache
 def _sampled(
     length: int, height: int, width: int, input_side: int, loss_side: int
-) -> tuple[Int[np.ndarray, " places"], Int[np.ndarray, " places"]]:
+) -> tuple[Int[np.ndarray, " at_input"], Int[np.ndarray, " at_loss"]]:
     """Which of `length` rows or columns of a slice are sampled for the input, and again for the loss.
 
     They are resized as `fit_labels` and `downsample_labels` resize, padding included.

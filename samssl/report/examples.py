@@ -100,7 +100,8 @@ def make_example(
 ) -> Example | None:
     """The pictures of one case in the slice with most reference foreground, one column an evaluation.
 
-    Regions that overlap are painted over each other, the largest first. None where the store cannot show the case; an arm that kept no prediction of it is left out.
+    Regions that overlap are painted over each other, the largest first. None where the store cannot show
+    the case; an arm that kept no prediction of it is left out.
     """
     try:
         reference, info = store.mask(case), store.info(case)
@@ -140,7 +141,9 @@ def painted(seen: np.ndarray, classes: Classes) -> LabelSlice:
     if not classes.overlapping:
         return seen
     painting = np.zeros(seen.shape[1:], np.int32)
-    for class_id, inside in sorted(zip(classes.names, seen, strict=True), key=lambda region: -region[1].sum()):
+    for class_id, inside in sorted(
+        zip(classes.names, seen, strict=True), key=lambda region: -region[1].sum()
+    ):
         painting[inside] = class_id
     return painting
 

@@ -79,7 +79,9 @@ def test_a_bundle_loads_and_predicts_what_was_evaluated(finished: Any) -> None:
     folder = finished.out / "arms/ssl/seed0"
     store = SliceStore(finished.out / "store")
     segmenter = load_segmenter(folder / "finetune/bundle")
-    last, best = (load_file(folder / "finetune" / name) for name in ("last.safetensors", "bundle/tuned.safetensors"))
+    last, best = (
+        load_file(folder / "finetune" / name) for name in ("last.safetensors", "bundle/tuned.safetensors")
+    )
     assert last.keys() == best.keys()
     for case in store.cases("test"):
         prediction = segment_case(segmenter, store, case, 32, torch.device("cpu"))

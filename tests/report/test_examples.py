@@ -87,7 +87,9 @@ def test_case_that_the_store_does_not_know(study: StudyWriter, store: SliceStore
 
 def test_regions_are_painted_the_smaller_over_the_larger(study: StudyWriter, store: SliceStore) -> None:
     case = store.cases("test")[0]
-    regions = run_classes(store.labels, {"whole": ["liver", "tumour"], "tumour": ["tumour"]}, overlapping=True)
+    regions = run_classes(
+        store.labels, {"whole": ["liver", "tumour"], "tumour": ["tumour"]}, overlapping=True
+    )
     seen = np.zeros((2, 3, 12, 10), bool)
     seen[0, 1, 2:8, 2:8] = seen[1, 1, 4:6, 4:6] = True
     picture = painted(seen[:, 1], regions)

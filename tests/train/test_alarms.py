@@ -28,7 +28,9 @@ def test_empty_predictions() -> None:
 
 
 def test_a_class_that_is_never_predicted_is_named_unless_the_reference_lacks_it() -> None:
-    found = table(("liver", 0.5, 9, 9), ("tumour", 0.0, 4, 0), ("tumour", 0.0, 2, 0), ("cyst", float("nan"), 0, 0))
+    found = table(
+        ("liver", 0.5, 9, 9), ("tumour", 0.0, 4, 0), ("tumour", 0.0, 2, 0), ("cyst", float("nan"), 0, 0)
+    )
     assert "predicted as tumour." in validation_alarms(found, None)["never_predicted"]
     assert not validation_alarms(table(("liver", 0.5, 9, 9), ("liver", 0.0, 9, 0)), None)
     many = table(("liver", 0.5, 9, 9), *((f"organ {n}", 0.0, 1, 0) for n in range(10)))
@@ -37,8 +39,9 @@ def test_a_class_that_is_never_predicted_is_named_unless_the_reference_lacks_it(
 
 def test_validation_far_below_training() -> None:
     validation, training = table(("liver", 0.5, 10, 10)), table(("liver", 0.9, 10, 10))
-    assert "0.900 on training slices but 0.500" in (
-        validation_alarms(validation, training)["validation_below_training"]
+    assert (
+        "0.900 on training slices but 0.500"
+        in (validation_alarms(validation, training)["validation_below_training"])
     )
     assert not validation_alarms(validation, table(("liver", 0.7, 10, 10)))
     assert not validation_alarms(training, validation)
