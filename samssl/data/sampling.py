@@ -91,4 +91,4 @@ def classes_in(
     store: SliceStore, rows: Int[np.ndarray, " rows"], classes: Classes
 ) -> Bool[np.ndarray, "slices K"]:
     """Which classes each slice of the store's `rows` shows, by its index."""
-    return classes.held(store.rows.columns(("labels",))["labels"].iloc[rows])
+    return classes.held(store.rows.columns(("labels",))["labels"].iloc[rows].tolist())

@@ -33,7 +33,7 @@ from samssl.train.finetune import (
 )
 
 CPU = torch.device("cpu")
-STILL = AugmentConfig(degrees=0, translate=0, scale=0, intensity=0, noise=0)
+STILL = AugmentConfig(degrees=0.0, translate=0.0, scale=0.0, intensity=0.0, noise=0.0)
 MAPS: dict[str, dict[str, Any]] = {
     "every label": {},
     "merged": {"classes": {"box": ("core", "shell")}},
