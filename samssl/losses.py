@@ -47,8 +47,10 @@ def segmentation_loss(
     exclusive = targets.ndim == 3
     labels = downsample_labels(targets, (logits.shape[2], logits.shape[3]), loss.keep_small)
     labels = labels[:, None] if exclusive else labels.float()
-    first, *more = (weight * part(logits, labels) for weight, part in _parts(loss, exclusive))
-    return sum(more, start=first)
+    total = logits.new_zeros(())
+    for weight, part in _parts(loss, exclusive):
+        total = total + weight * part(logits, labels)
+    return total
 
 
 @cache

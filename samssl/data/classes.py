@@ -78,7 +78,7 @@ class Classes:
         ids = torch.tensor([BACKGROUND, *self.names], device=logits.device)
         return ids[logits.argmax(dim=1)].to(torch.uint8 if ids.max() < 256 else torch.int32)
 
-    def held(self, labels: Iterable[Iterable[int]]) -> Bool[np.ndarray, "slices K"]:
+    def held(self, labels: Iterable[Int[np.ndarray, "_"]]) -> Bool[np.ndarray, "slices K"]:
         """Which classes each slice shows, from the label ids in it."""
         of_label = {label: inside for label, inside in zip(sorted(self.labels), self._inside, strict=True)}
         nothing = np.zeros(len(self.names), np.bool_)

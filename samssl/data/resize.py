@@ -66,6 +66,6 @@ def _with_lost_classes(cells: Int[Tensor, "B h w"], labels: Int[Tensor, "B H W"]
 
 def _lost_share(masks: Float[Tensor, "B K H W"], cells: Bool[Tensor, "B K h w"]) -> Float[Tensor, "B K h w"]:
     """How much of each cell a mask fills that is found neither in this cell nor in one beside it, else 0."""
-    share = F.adaptive_avg_pool2d(masks, cells.shape[-2:])
+    share = F.adaptive_avg_pool2d(masks, (cells.shape[2], cells.shape[3]))
     found = F.max_pool2d(cells.float(), kernel_size=3, stride=1, padding=1) > 0
     return share * ~found

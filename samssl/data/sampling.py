@@ -71,14 +71,14 @@ def pools_of(
     Raises:
         UserError: draws are asked of slices with, or without, classes, and there are none.
     """
-    shown, num_empty = held.any(axis=1), len(held) - num_shown
+    shown, num_empty = np.any(held, axis=1, keepdims=True), len(held) - num_shown
     for wanted, there, what in ((num_shown, shown, "show"), (num_empty, ~shown, "do not show")):
         if wanted and not there.any():
             raise UserError(
                 f"data.sampling asks for training slices that {what} the classes of this run, but the store "
                 f"{where} has none among those learnt from. Change data.sampling.foreground_share."
             )
-    by_pool = held[:, held.any(axis=0)].T if by_class else shown[None]
+    by_pool = [inside for inside in (held if by_class else shown).T if inside.any()]
     pools = [np.flatnonzero(inside).astype(np.int32) for inside in by_pool] if num_shown else []
     quotas = np.diff(np.linspace(0, num_shown, len(pools) + 1).round().astype(np.int64))
     if num_empty:

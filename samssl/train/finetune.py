@@ -163,8 +163,8 @@ def training_rows(store: SliceStore, data: FinetuneDataConfig) -> Rows:
         return rows_of(store, ["train"])
     facts = store.rows.columns(("case", "patient", "split", "z", "foreground_fraction"))
     if data.classes is not None:
-        shown = classes_in(store, np.arange(len(facts)), classes).any(axis=1)
-        facts["foreground_fraction"] = facts["foreground_fraction"].where(shown, 0.0)
+        held = classes_in(store, np.arange(len(facts)), classes)
+        facts.loc[~np.any(held, axis=1, keepdims=True)[:, 0], "foreground_fraction"] = 0.0
     shots = few_shot(facts, data.shots, data.shot_unit, data.shot_seed)
     return np.array([store.first_row(case) + z for case, z in shots], np.int32)
 

@@ -38,7 +38,8 @@ def test_labels_are_merged_and_the_rest_is_background() -> None:
     assert classes.targets(RANKS).tolist() == [[[0, 0, 1], [1, 2, 0]]]
     assert classes.reference(MASK).tolist() == [[[0, 0, 1], [1, 2, 0]]]
     assert [int(winning(classes, number)) for number in range(3)] == [0, 1, 2]
-    assert classes.held([[], [1], [2, 300]]).tolist() == [[False, False], [False, False], [True, True]]
+    shown = [np.array(labels, np.int64) for labels in ([], [1], [2, 300])]
+    assert classes.held(shown).tolist() == [[False, False], [False, False], [True, True]]
 
 
 def test_labels_that_swap_names_are_not_left_as_they_are() -> None:
