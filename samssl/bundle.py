@@ -1,11 +1,12 @@
 """The model bundle: everything `predict` needs, nothing pickled.
 
-    bundle.json         format, strategy, label map, input, image size, base weights' digest
+    bundle.json         format, strategy, label map, classes, input, image size, base weights' digest
     tuned.safetensors   the tensors that fine-tuning changed, by name
 
 The base weights are not repeated: they are named by digest, and refused if they are others.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from samssl.config import UserError, build_config, to_tree
+from samssl.data.classes import Classes, run_classes
 from samssl.data.inputs import InputConfig
 from samssl.data.slices import SliceStore
 from samssl.files import read_json, sha256_tree, write_json, written_aside
@@ -28,9 +30,10 @@ from samssl.models.sam import ModelConfig, resolve
 from samssl.models.strategies import StrategyConfig, build_base, segmenter_from
 from samssl.train.finetune import FinetuneConfig
 
-FORMAT = 2
-READABLE = (1, 2)
-"""1 has no `input`: what was fine-tuned then saw grey slices in the ranges of the store."""
+FORMAT = 3
+READABLE = (1, 2, 3)
+"""1 has no `input`: what was fine-tuned then saw grey slices in the ranges of the store. 1 and 2 have no
+`classes`: every label was a class, exclusive of the others."""
 
 
 class BundleError(UserError):
@@ -44,13 +47,22 @@ class Bundle:
     model: ModelConfig
     strategy: StrategyConfig
     labels: dict[int, str]
-    """Label id to name; id 0 is background."""
+    """Label id to name, as in the store; id 0 is background."""
     seed: int
     base_sha256: str
     """`weights_digest` of the base model, whatever file format it lies in."""
     input: InputConfig = InputConfig()
     """Channels, and the values that become 0 and 1; what lies beyond is clipped."""
+    classes: dict[str, tuple[str, ...]] | None = None
+    """Name of each class and the labels it merges; None: every label is a class."""
+    overlapping: bool = False
+    """Whether the classes are regions that may share voxels."""
     format: int = FORMAT
+
+    @property
+    def run_classes(self) -> Classes:
+        """What the segmenter tells apart."""
+        return run_classes(self.labels, self.classes, self.overlapping)
 
 
 def write_bundle(path: Path, config: FinetuneConfig, store: SliceStore, tuned: dict[str, Tensor]) -> str:
@@ -64,6 +76,8 @@ def write_bundle(path: Path, config: FinetuneConfig, store: SliceStore, tuned: d
         seed=config.optim.seed,
         base_sha256=weights_digest(base.state_dict()),
         input=config.data.input,
+        classes=config.data.classes,
+        overlapping=config.data.overlapping,
     )
     with written_aside(path) as folder:
         folder.mkdir()
@@ -95,8 +109,14 @@ def read_bundle(path: Path) -> Bundle:
         seed=int(tree["seed"]),
         base_sha256=str(tree["base_sha256"]),
         input=build_config(InputConfig, tree.get("input", {}), source=str(path)),
+        classes=_read_classes(tree.get("classes")),
+        overlapping=bool(tree.get("overlapping", False)),
         format=int(tree["format"]),
     )
+
+
+def _read_classes(tree: Mapping[str, list[str]] | None) -> dict[str, tuple[str, ...]] | None:
+    return None if tree is None else {str(name): tuple(members) for name, members in tree.items()}
 
 
 def load_segmenter(path: Path, base: Path | None = None) -> Any:
@@ -116,7 +136,7 @@ def load_segmenter(path: Path, base: Path | None = None) -> Any:
             f"The bundle {path} was made from base weights {bundle.base_sha256[:12]}, but "
             f"{model.checkpoint or 'the random weights here'} are {found[:12]}. Set `base` to the right file."
         )
-    segmenter = segmenter_from(start, bundle.strategy, len(bundle.labels), bundle.seed)
+    segmenter = segmenter_from(start, bundle.strategy, bundle.run_classes.num_outputs, bundle.seed)
     tuned = load_file(path / "tuned.safetensors")
     needed = trained_tensors(segmenter).keys()
     if needed != tuned.keys():

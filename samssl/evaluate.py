@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
 
 from samssl.bundle import load_segmenter, read_bundle
 from samssl.config import UserError, config
+from samssl.data.classes import ClassMap
 from samssl.data.slices import SliceStore
 from samssl.files import written_aside
 from samssl.metrics import case_dice, label_dice
@@ -42,7 +42,7 @@ class Evaluation:
     """Scores of all cases."""
 
     table: pd.DataFrame
-    """One row per case and label, as `samssl.predict.score_case` gives it."""
+    """One row per case and class, as `samssl.predict.score_case` gives it."""
     interval: Interval
     """Mean Dice over cases with its 95 % bootstrap interval."""
 
@@ -69,9 +69,10 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     segmenter = load_segmenter(config.bundle, config.base).to(device)
-    predicted = segment_cases(segmenter, store, cases, bundle.model.image_size, device, bundle.input)
+    size, classes = bundle.model.image_size, bundle.run_classes
+    predicted = segment_cases(segmenter, store, cases, size, device, bundle.input, classes)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        return write_scores(config.out, store, predicted, len(cases))
+        return write_scores(config.out, store, predicted, len(cases), classes)
 
 
 def labelled_cases(store: SliceStore, split: str) -> list[str]:
@@ -87,27 +88,32 @@ def labelled_cases(store: SliceStore, split: str) -> list[str]:
 
 
 def write_scores(
-    out: Path, store: SliceStore, predicted: Iterable[tuple[str, np.ndarray]], total: int
+    out: Path,
+    store: SliceStore,
+    predicted: Iterable[tuple[str, ClassMap]],
+    total: int,
+    classes: Classes | None = None,
 ) -> Evaluation:
     """Score `total` predicted cases as they come; writes `cases.parquet` and `predictions.zarr`."""
     tables = []
     with written_aside(out / "predictions.zarr") as folder:
         for case, prediction in tqdm(predicted, total=total, desc="evaluate", unit="case", mininterval=2):
             _save_prediction(folder / case, prediction)
-            tables.append(score_case(store, case, prediction))
+            tables.append(score_case(store, case, prediction, classes))
     table = pd.concat(tables, ignore_index=True)
     with written_aside(out / "cases.parquet") as path:
         table.to_parquet(path)
     return Evaluation(table, mean_interval(case_dice(table).to_numpy()))
 
 
-def _save_prediction(path: Path, prediction: np.ndarray) -> None:
+def _save_prediction(path: Path, prediction: ClassMap) -> None:
+    """Class ids [Z, H, W], or regions [K, Z, H, W] of booleans; one chunk a slice."""
     import zarr
 
     array = zarr.create_array(
         path,
         shape=prediction.shape,
-        chunks=(1, *prediction.shape[1:]),
+        chunks=(*(1 for _ in prediction.shape[:-2]), *prediction.shape[-2:]),
         shards=prediction.shape,
         dtype=prediction.dtype,
     )

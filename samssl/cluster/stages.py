@@ -16,13 +16,13 @@ from samssl.data.recipes.simulated import SimulateConfig, simulate
 from samssl.data.slices import REJECTED_FILE, SliceStore
 from samssl.evaluate import EvaluateConfig, evaluate
 from samssl.files import sha256_file, sha256_tree, write_text
-from samssl.models.checkpoints import save_state, save_weights
+from samssl.models.checkpoints import save_state, save_tensors, save_weights
 from samssl.models.initial import RUN_FILE, LoadReport
 from samssl.models.sam import ModelConfig, check_checkpoint, resolve
 from samssl.report.page import ReportConfig, write_report
 from samssl.train.context import State
 from samssl.train.continuation import STATE_FILE, check_continues
-from samssl.train.finetune import FinetuneConfig, finetune, training_rows
+from samssl.train.finetune import FinetuneConfig, classes_of, finetune, training_rows
 from samssl.train.pretrain import PretrainConfig, pretrain, pretrained_sam
 
 COUNTED = ("loaded", "interpolated", "new", "ignored")
@@ -72,6 +72,7 @@ def run_finetune(config: FinetuneConfig, place: Place = Place()) -> Path:
     store = SliceStore(config.data.store)
     config = replace(config, model=resolve(config.model))
     encoder, report = _finetune_start(config)
+    classes_of(store, config.data)  # here, before anything is started or written
     inputs = {"manifest": Input(store.digest, config.data.store), "encoder": encoder}
     bundle = config.out / "bundle"
     with stage("finetune", config, inputs, place) as work:
@@ -84,6 +85,7 @@ def run_finetune(config: FinetuneConfig, place: Place = Place()) -> Path:
             state = train(finetune, config, config.resources, work.run, work.out / "ray")
             progress = state["progress"]
             digest = write_bundle(bundle, config, store, tuned_weights(state))
+            save_tensors(as_segmenter(state["weights"]), config.out / "last.safetensors")
             _finish(work, state)
             work.metrics = {"best/val_dice": progress["best_score"], "best/step": progress["best_step"]}
             work.wrote("bundle", digest, bundle)
@@ -111,7 +113,11 @@ def run_report(config: ReportConfig) -> None:
 
 def tuned_weights(state: State) -> dict[str, Tensor]:
     """What fine-tuning changed, at the best validation if that was kept, named as in the segmenter."""
-    weights = state["progress"]["best_weights"] or state["weights"]
+    return as_segmenter(state["progress"]["best_weights"] or state["weights"])
+
+
+def as_segmenter(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights that `fit` kept, named as in the segmenter."""
     return {name.removeprefix("segmenter."): value for name, value in weights.items()}
 
 

@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from samssl.config import BelowOne, Fraction, NonNegative, UserError, config
 from samssl.data.inputs import InputConfig, input_slice, scaled
-from samssl.data.resize import fit_square
+from samssl.data.resize import fit_labels, fit_square
 from samssl.data.slices import SliceStore
 from samssl.data.views import CropConfig, draw_view, keyed_randomness
 
@@ -115,9 +115,10 @@ class LabelledSlices(_Slices):
         image_size: int,
         augment: AugmentConfig,
         inputs: InputConfig = InputConfig(),
+        keep_small: bool = False,
     ) -> None:
         super().__init__(store, rows, image_size, inputs)
-        self.augment = augment
+        self.augment, self.keep_small = augment, keep_small
         self.move = v2.RandomAffine(
             degrees=(-augment.degrees, augment.degrees),
             translate=(augment.translate, augment.translate),
@@ -152,7 +153,7 @@ class LabelledSlices(_Slices):
 
     def fitted_labels(self, row: int) -> Float[Tensor, "1 S S"]:
         """Class numbers at the model's input size, not augmented."""
-        return fit_square(self.labels(row)[None].float(), self.image_size, mode="nearest-exact")[0]
+        return fit_labels(self.labels(row), self.image_size, self.keep_small).float()
 
     def labels(self, row: int) -> Int[Tensor, "1 H W"]:
         """Class numbers of one slice in native resolution."""

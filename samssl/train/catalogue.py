@@ -31,7 +31,7 @@ PUBLISHED_VARIANTS: tuple[Variant, ...] = ("vit_h", "vit_b", "vit_t")
 SCOPES: tuple[Scope, ...] = ("decoder", "encoder_decoder")
 IMAGE_SIZE = 1024
 NOTES = f"""
-2 classes, background included. Memory: one image of {IMAGE_SIZE} px (micro: {MICRO_IMAGE_SIZE} px) on a GPU in
+2 classes, background included. Memory: one image of {IMAGE_SIZE} px (micro: {MICRO_IMAGE_SIZE} px) on a GPU,
 fp32, weights, gradients and AdamW's moments included; estimated from shapes with fused attention, not
 measured."""
 
