@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from samssl.bundle import load_segmenter, read_bundle
 from samssl.config import UserError, config
-from samssl.data.classes import ClassMap
+from samssl.data.classes import Classes, ClassMap
 from samssl.data.slices import SliceStore
 from samssl.files import written_aside
 from samssl.metrics import case_dice, label_dice
