@@ -75,14 +75,14 @@ def _count(inside: np.ndarray, input_side: int, loss_side: int) -> Int[np.ndarra
 
 def _seen(numbered: Integer[np.ndarray, "H W"], rows: np.ndarray, columns: np.ndarray) -> int:
     """Objects of which a pixel lies in these rows and columns."""
-    return len(np.setdiff1d(numbered[np.ix_(rows, columns)], [0]))
+    return int(np.count_nonzero(np.bincount(numbered[np.ix_(rows, columns)].ravel(), minlength=1)[1:]))
 
 
 @cache
 def _sampled(
     length: int, height: int, width: int, input_side: int, loss_side: int
 ) -> tuple[Int[np.ndarray, " at_input"], Int[np.ndarray, " at_loss"]]:
-    """Which of `length` rows or columns of a slice are sampled for the input, and again for the loss.
+    """Which of `length` rows or columns of a slice are sampled for the input, and which of them for the loss.
 
     They are resized as `fit_labels` and `downsample_labels` resize, padding included.
     """
@@ -91,5 +91,4 @@ def _sampled(
     at_input = F.interpolate(places, fitted, mode="nearest-exact")
     padded = F.pad(at_input, (0, input_side - fitted), value=-1)
     at_loss = F.interpolate(padded, loss_side, mode="nearest-exact")
-    kept = at_loss[at_loss >= 0]
-    return at_input.flatten().long().numpy(), kept.long().numpy()
+    return at_input.unique().long().numpy(), at_loss[at_loss >= 0].unique().long().numpy()
