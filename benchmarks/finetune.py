@@ -38,7 +38,7 @@ from samssl.data.index import INDEX_COLUMNS
 from samssl.data.scans import Scan
 from samssl.data.slices import SliceStore, write_index
 from samssl.environment import hardware
-from samssl.losses import dice_and_cross_entropy
+from samssl.losses import segmentation_loss
 from samssl.models.encoder import patch_side
 from samssl.models.sam import ModelConfig, build_sam, normalise
 from samssl.models.strategies import StrategyConfig, segmenter_from
@@ -163,7 +163,7 @@ class CommonWay(nn.Module):
         """`loss`, as `SupervisedSegmenter` has it."""
         encoder = self.segmenter.image_encoder
         logits = self.segmenter.decode(encoder(normalise(batch["image"], encoder)))
-        return {"loss": dice_and_cross_entropy(logits, batch["labels"])}
+        return {"loss": segmentation_loss(logits, batch["labels"])}
 
 
 def measure_steps(bench: Bench) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def separate_parts(model: nn.Module, parts: Sequence[str]) -> None:
     """Give each of `parts` its share of the rank in every adapted qkv, and the other parts none."""
     for attention in list(model.modules()):
         fused = getattr(attention, "qkv", None)
-        if not hasattr(fused, "lora_B"):
+        if not isinstance(fused, nn.Module) or not hasattr(fused, "lora_B"):
             continue
         rows = part_of_rows(attention)
         updates = fused.get_submodule("lora_B")
@@ -131,7 +131,7 @@ def part_of_rows(attention: nn.Module) -> list[str]:
     if isinstance(attention, TinyAttention):
         head = ["q"] * attention.key_dim + ["k"] * attention.key_dim + ["v"] * attention.val_dim
         return head * attention.num_heads
-    width = attention.qkv.out_features // 3  # pyright: ignore[reportAttributeAccessIssue]
+    width = attention.get_submodule("qkv").get_parameter("weight").shape[0] // 3
     return ["q"] * width + ["k"] * width + ["v"] * width
 
 
