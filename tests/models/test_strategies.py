@@ -1,4 +1,4 @@
-"""Every method, scope and profile on both families of encoders: what trains, and what stays."""
+"""Every method, scope and profile on both families of encoders: what trains, and nothing else changes."""
 
 import copy
 import re
