@@ -1,12 +1,12 @@
 """Slices of a case to label ids on the case's own voxels."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Integer
-from torch import nn
+from torch import Tensor, nn
 
 from samssl.data.inputs import InputConfig, input_slice, scaled
 from samssl.data.resize import fit_square, unfit_square
@@ -14,6 +14,10 @@ from samssl.data.slices import SliceStore
 from samssl.metrics import dice_per_label
 
 BATCH_SIZE = 16
+
+LogitsOfRows = Callable[[range], Tensor]
+"""`low_res_logits` [B, classes, h, w] of slices by their rows in the store, where they need not be computed
+from the images."""
 
 
 @torch.no_grad()
@@ -24,6 +28,7 @@ def segment_case(
     image_size: int,
     device: torch.device,
     inputs: InputConfig = InputConfig(),
+    logits_of: LogitsOfRows | None = None,
 ) -> Integer[np.ndarray, "Z H W"]:
     """Label ids of the most likely class of every voxel; logits, not labels, are resized."""
     start = store.first_row(case)
@@ -31,10 +36,13 @@ def segment_case(
     ids = torch.tensor(sorted(store.labels))
     slices = []
     for first in range(start, stop, BATCH_SIZE):
-        pairs = [input_slice(store, row, inputs) for row in range(first, min(first + BATCH_SIZE, stop))]
+        rows = range(first, min(first + BATCH_SIZE, stop))
+        pairs = [input_slice(store, row, inputs) for row in rows]
         images, ranges = (torch.stack(column).to(device) for column in zip(*pairs, strict=True))
         height, width = images.shape[-2:]
-        logits = segmenter(scaled(fit_square(images, image_size), ranges))
+        logits = (
+            logits_of(rows) if logits_of else segmenter(scaled(fit_square(images, image_size), ranges))
+        )
         classes = unfit_square(logits.float(), height, width, image_size).argmax(dim=1).cpu()
         slices.append(ids[classes].to(torch.uint8 if ids.max() < 256 else torch.int32).numpy())
     return np.concatenate(slices)
@@ -47,11 +55,12 @@ def segment_cases(
     image_size: int,
     device: torch.device,
     inputs: InputConfig = InputConfig(),
+    logits_of: LogitsOfRows | None = None,
 ) -> Iterator[tuple[str, Integer[np.ndarray, "Z H W"]]]:
     """`segment_case` for each case, with the segmenter in evaluation mode."""
     segmenter.eval()
     for case in cases:
-        yield case, segment_case(segmenter, store, case, image_size, device, inputs)
+        yield case, segment_case(segmenter, store, case, image_size, device, inputs, logits_of)
 
 
 def score_cases(
@@ -61,9 +70,10 @@ def score_cases(
     image_size: int,
     device: torch.device,
     inputs: InputConfig = InputConfig(),
+    logits_of: LogitsOfRows | None = None,
 ) -> pd.DataFrame:
     """The rows of `score_case` for every case."""
-    scored = segment_cases(segmenter, store, cases, image_size, device, inputs)
+    scored = segment_cases(segmenter, store, cases, image_size, device, inputs, logits_of)
     return pd.concat([score_case(store, case, prediction) for case, prediction in scored], ignore_index=True)
 
 

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor, nn
 
 from samssl.config import BelowOne, Count, NonNegative, UserError, config
 from samssl.data.datasets import AugmentConfig, LabelledSlices, Rows, rows_of
+from samssl.data.embeddings import EmbeddingsConfig
 from samssl.data.inputs import InputConfig, check_input
 from samssl.data.slices import SliceStore
 from samssl.data.splits import few_shot
@@ -17,8 +18,9 @@ from samssl.metrics import case_dice, label_dice
 from samssl.models.lora import NO_LORA, count_trained
 from samssl.models.sam import ModelConfig
 from samssl.models.strategies import StrategyConfig, build_segmenter
-from samssl.predict import score_cases
+from samssl.predict import LogitsOfRows, score_cases
 from samssl.train.context import RunContext, State
+from samssl.train.frozen import FrozenEncoder
 from samssl.train.loop import Validation, fit
 from samssl.train.optim import FitConfig
 from samssl.train.resources import ResourcesConfig
@@ -42,6 +44,8 @@ class FinetuneDataConfig:
     """Channels and intensities; the same as in pretraining."""
     augment: AugmentConfig = AugmentConfig()
     """How training slices are varied."""
+    embeddings: EmbeddingsConfig = EmbeddingsConfig()
+    """Image embeddings kept on disk, where the encoder does not train."""
 
 
 @config
@@ -78,18 +82,40 @@ class FinetuneConfig:
         lora_in_encoder = self.strategy.method == "lora" and self.strategy.scope == "encoder_decoder"
         if self.model.variant == "vit_t" and lora_in_encoder:
             raise ValueError(NO_LORA)
+        if self.data.embeddings.folder:
+            self._check_frozen()
+
+    def _check_frozen(self) -> None:
+        if self.strategy.scope != "decoder":
+            raise ValueError(
+                "data.embeddings keeps what a frozen encoder gives: set strategy.scope=decoder, or "
+                "data.embeddings.folder=null"
+            )
+        if self.resources.strategy == "fsdp":
+            raise ValueError(
+                "data.embeddings leaves no encoder to be sharded: set resources.strategy=ddp, or "
+                "data.embeddings.folder=null"
+            )
 
 
 class SupervisedSegmenter(nn.Module):
     """A segmenter and its loss."""
 
-    def __init__(self, segmenter: nn.Module) -> None:
+    def __init__(self, segmenter: Any) -> None:
         super().__init__()
         self.segmenter = segmenter
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`loss` of a batch with `image` [B, 1, S, S] in [0, 1] and `labels` [B, S, S] (class numbers)."""
-        return {"loss": dice_and_cross_entropy(self.segmenter(batch["image"]), batch["labels"])}
+        """`loss` of a batch with `labels` [B, S, S] (class numbers) and what is to be segmented.
+
+        That is `image` [B, 1 or 3, S, S] in [0, 1], or its `embedding` [B, C, h, w].
+        """
+        return {"loss": dice_and_cross_entropy(self._low_res_logits(batch), batch["labels"])}
+
+    def _low_res_logits(self, batch: dict[str, Tensor]) -> Tensor:
+        if "embedding" in batch:
+            return self.segmenter.decode(batch["embedding"].float())
+        return self.segmenter(batch["image"])
 
 
 def finetune(config: FinetuneConfig, context: RunContext) -> State:
@@ -100,9 +126,17 @@ def finetune(config: FinetuneConfig, context: RunContext) -> State:
     model = SupervisedSegmenter(segmenter)
     rows, size = training_rows(store, config.data), config.model.image_size
     train = LabelledSlices(store, rows, size, config.data.augment, config.data.input)
-    validation = CaseDice(store, config, segmenter, context)
     context.log({"trained_parameters": float(count_trained(segmenter))}, 0)
-    return fit(model, train, validation.validate, config.optim, context)
+    embeddings = config.data.embeddings
+    if not embeddings.folder:
+        validation = CaseDice(store, config, segmenter, context)
+        return fit(model, train, validation.validate, config.optim, context)
+    frozen = FrozenEncoder(segmenter, train, embeddings, config.model.variant, config.optim, context)
+    validation = CaseDice(store, config, segmenter, context, frozen.low_res_logits)
+    frozen.fill()
+    return fit(
+        model, frozen.data, validation.validate, config.optim, context, on_device=frozen.complete
+    )
 
 
 def training_rows(store: SliceStore, data: FinetuneDataConfig) -> Rows:
@@ -122,6 +156,7 @@ class CaseDice:
     config: FinetuneConfig
     segmenter: nn.Module
     context: RunContext
+    logits_of: LogitsOfRows | None = None
 
     def __post_init__(self) -> None:
         self.cases = self.store.cases("val")
@@ -135,6 +170,7 @@ class CaseDice:
     def validate(self, step: int) -> Validation:
         """Mean over cases of the mean over labels."""
         size, inputs = self.config.model.image_size, self.config.data.input
-        table = score_cases(self.segmenter, self.store, self.cases, size, self.context.device, inputs)
+        device, logits_of = self.context.device, self.logits_of
+        table = score_cases(self.segmenter, self.store, self.cases, size, device, inputs, logits_of)
         score = float(case_dice(table).mean())
         return Validation(score=score, metrics={"val/dice": score, **label_dice(table, "val/dice")})
