@@ -24,8 +24,8 @@ from samssl.models.checkpoints import (
     trained_tensors,
     weights_digest,
 )
-from samssl.models.sam import ModelConfig, build_sam, resolve
-from samssl.models.strategies import StrategyConfig, segmenter_from
+from samssl.models.sam import ModelConfig, resolve
+from samssl.models.strategies import StrategyConfig, build_base, segmenter_from
 from samssl.train.finetune import FinetuneConfig
 
 FORMAT = 2
@@ -56,13 +56,13 @@ class Bundle:
 def write_bundle(path: Path, config: FinetuneConfig, store: SliceStore, tuned: dict[str, Tensor]) -> str:
     """Write the folder `path`, whole or not at all; returns the SHA-256 over its files."""
     model = resolve(config.model)  # its normalisation belongs to the bundle, wherever the weights lie later
-    base = weights_digest(build_sam(model).state_dict())
+    base = build_base(model, config.strategy, len(store.labels), config.optim.seed)
     bundle = Bundle(
         model=model,
         strategy=config.strategy,
         labels=store.labels,
         seed=config.optim.seed,
-        base_sha256=base,
+        base_sha256=weights_digest(base.state_dict()),
         input=config.data.input,
     )
     with written_aside(path) as folder:
@@ -109,14 +109,14 @@ def load_segmenter(path: Path, base: Path | None = None) -> Any:
     """
     bundle = read_bundle(path)
     model = replace(bundle.model, checkpoint=base) if base else bundle.model
-    sam = build_sam(model)
-    found = weights_digest(sam.state_dict())
+    start = build_base(model, bundle.strategy, len(bundle.labels), bundle.seed)
+    found = weights_digest(start.state_dict())
     if found != bundle.base_sha256:
         raise CheckpointError(
             f"The bundle {path} was made from base weights {bundle.base_sha256[:12]}, but "
             f"{model.checkpoint or 'the random weights here'} are {found[:12]}. Set `base` to the right file."
         )
-    segmenter = segmenter_from(sam, bundle.strategy, len(bundle.labels), bundle.seed)
+    segmenter = segmenter_from(start, bundle.strategy, len(bundle.labels), bundle.seed)
     tuned = load_file(path / "tuned.safetensors")
     needed = trained_tensors(segmenter).keys()
     if needed != tuned.keys():

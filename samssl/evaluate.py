@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,8 @@ class EvaluateConfig:
     """The slice store."""
     split: str = "test"
     """Split whose labelled cases are scored."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward pass. bf16 is much faster on GPUs, and on CPUs that multiply matrices in it."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     segmenter = load_segmenter(config.bundle, config.base).to(device)
     size, tables = bundle.model.image_size, []
     scored = segment_cases(segmenter, store, cases, size, device, bundle.input)
-    with written_aside(config.out / "predictions.zarr") as folder:
+    bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    with written_aside(config.out / "predictions.zarr") as folder, bf16:
         for case, prediction in tqdm(scored, total=len(cases), desc="evaluate", unit="case", mininterval=2):
             _save_prediction(folder / case, prediction)
             tables.append(score_case(store, case, prediction))

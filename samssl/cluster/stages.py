@@ -71,7 +71,7 @@ def run_finetune(config: FinetuneConfig, place: Place = Place()) -> Path:
     """Slice store and SAM-format checkpoint to a model bundle; returns its path."""
     store = SliceStore(config.data.store)
     config = replace(config, model=resolve(config.model))
-    encoder, report = encoder_of(config.model)
+    encoder, report = _finetune_start(config)
     inputs = {"manifest": Input(store.digest, config.data.store), "encoder": encoder}
     bundle = config.out / "bundle"
     with stage("finetune", config, inputs, place) as work:
@@ -145,6 +145,15 @@ def encoder_of(model: ModelConfig) -> tuple[Input, LoadReport]:
     if not isinstance(file, Path):
         return Input(f"{RANDOM}{model.variant}-{model.init_seed}", None), report
     return Input(sha256_file(file), file), report
+
+
+def _finetune_start(config: FinetuneConfig) -> tuple[Input, LoadReport]:
+    """The initial weights of SAM, or from what a baseline is drawn."""
+    network, seed = config.strategy.network, config.optim.seed
+    if network == "sam":
+        return encoder_of(config.model)
+    report = LoadReport(f"{network} drawn at random from optim.seed {seed}", "no checkpoint")
+    return Input(f"{RANDOM}{network}-{seed}", None), report
 
 
 def _pretrain_start(config: PretrainConfig) -> tuple[PretrainConfig, dict[str, Input], LoadReport]:

@@ -4,8 +4,10 @@ from typing import Any, Literal
 
 import torch
 from segment_anything.modeling import Sam
+from torch import nn
 
 from samssl.config import config
+from samssl.models.baselines import Baseline, BaselineConfig, NetworkName, build_baseline
 from samssl.models.decoder import AutomaticSam
 from samssl.models.lora import LoraConfig, inject_lora
 from samssl.models.sam import ModelConfig, build_sam
@@ -23,6 +25,10 @@ class StrategyConfig:
     """Used where `method` is lora."""
     train_neck: bool = False
     """With LoRA in the encoder, train its neck (two convolutions after the blocks) too."""
+    network: NetworkName = "sam"
+    """`sam`, or what it is compared with: `unet` or `swin_unetr`, all of it trained from scratch."""
+    baseline: BaselineConfig = BaselineConfig()
+    """Used where `network` is not sam."""
 
 
 def head_modules(num_classes: int) -> list[str]:
@@ -33,14 +39,24 @@ def head_modules(num_classes: int) -> list[str]:
 
 def build_segmenter(model: ModelConfig, strategy: StrategyConfig, num_classes: int, seed: int) -> Any:
     """The model of `model` for `num_classes` classes under `strategy`; `seed` draws the new layers."""
-    return segmenter_from(build_sam(model), strategy, num_classes, seed)
+    return segmenter_from(build_base(model, strategy, num_classes, seed), strategy, num_classes, seed)
 
 
-def segmenter_from(sam: Sam, strategy: StrategyConfig, num_classes: int, seed: int) -> Any:
-    """As `build_segmenter`, from a SAM that is built already; its modules are used, not copied."""
+def build_base(model: ModelConfig, strategy: StrategyConfig, num_classes: int, seed: int) -> nn.Module:
+    """What fine-tuning starts from: SAM, or a baseline drawn from `seed`."""
+    if strategy.network == "sam":
+        return build_sam(model)
+    return build_baseline(strategy.network, strategy.baseline, model, num_classes, seed)
+
+
+def segmenter_from(base: nn.Module, strategy: StrategyConfig, num_classes: int, seed: int) -> Any:
+    """As `build_segmenter`, from what `build_base` gave; its modules are used, not copied."""
+    if isinstance(base, Baseline):
+        return base
+    assert isinstance(base, Sam), "what is no baseline is SAM"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return apply_strategy(AutomaticSam(sam, num_classes), strategy, num_classes)
+        return apply_strategy(AutomaticSam(base, num_classes), strategy, num_classes)
 
 
 def apply_strategy(model: AutomaticSam, strategy: StrategyConfig, num_classes: int) -> Any:

@@ -15,6 +15,7 @@ from samssl.data.slices import SliceStore
 from samssl.data.splits import few_shot
 from samssl.losses import dice_and_cross_entropy
 from samssl.metrics import case_dice, label_dice
+from samssl.models.baselines import check_baseline
 from samssl.models.lora import NO_LORA, count_trained
 from samssl.models.sam import ModelConfig
 from samssl.models.strategies import StrategyConfig, build_segmenter
@@ -79,11 +80,22 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         self.optim.check_workers(self.resources.workers)
+        if self.strategy.network != "sam":
+            self._check_baseline()
+            return
         lora_in_encoder = self.strategy.method == "lora" and self.strategy.scope == "encoder_decoder"
         if self.model.variant == "vit_t" and lora_in_encoder:
             raise ValueError(NO_LORA)
         if self.data.embeddings.folder:
             self._check_frozen()
+
+    def _check_baseline(self) -> None:
+        network = self.strategy.network
+        check_baseline(network, self.model.image_size)
+        if self.model.checkpoint not in (None, "random"):
+            raise ValueError(f"strategy.network {network} starts from scratch: set model.checkpoint=null")
+        if self.data.embeddings.folder:
+            raise ValueError(f"{network} has no frozen encoder: set data.embeddings.folder=null")
 
     def _check_frozen(self) -> None:
         if self.strategy.scope != "decoder":
