@@ -51,6 +51,11 @@ STAGES = {
         "samssl.evaluate:EvaluateConfig",
         "samssl.cluster.stages:run_evaluate",
     ),
+    "nnunet": Stage(
+        "labelled cases to an nnU-Net and its scores, to compare with",
+        "samssl.cluster.nnunet:NnunetConfig",
+        "samssl.cluster.nnunet:run_nnunet",
+    ),
     "report": Stage(
         "study folder to report.html and summary.json",
         "samssl.report.page:ReportConfig",

@@ -1,5 +1,6 @@
 """Volume-level scores of a model bundle on the held-out cases, at native resolution."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -57,11 +58,9 @@ class Evaluation:
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
-    """Segment and score every labelled case of the split; writes `cases.parquet` and `predictions.zarr`."""
+    """Segment and score every labelled case of the split; writes what `write_scores` does."""
     store = SliceStore(config.store)
-    cases = [case for case in store.cases(config.split) if store.rows.labelled(store.first_row(case))]
-    if not cases:
-        raise UserError(f"The store {config.store} has no labelled cases in split '{config.split}'.")
+    cases = labelled_cases(store, config.split)
     bundle = read_bundle(config.bundle)
     if bundle.labels != store.labels:
         raise UserError(
@@ -70,15 +69,34 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     segmenter = load_segmenter(config.bundle, config.base).to(device)
-    size, tables = bundle.model.image_size, []
-    scored = segment_cases(segmenter, store, cases, size, device, bundle.input)
-    bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
-    with written_aside(config.out / "predictions.zarr") as folder, bf16:
-        for case, prediction in tqdm(scored, total=len(cases), desc="evaluate", unit="case", mininterval=2):
+    predicted = segment_cases(segmenter, store, cases, bundle.model.image_size, device, bundle.input)
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        return write_scores(config.out, store, predicted, len(cases))
+
+
+def labelled_cases(store: SliceStore, split: str) -> list[str]:
+    """The cases of the split that have masks.
+
+    Raises:
+        UserError: there are none.
+    """
+    cases = [case for case in store.cases(split) if store.rows.labelled(store.first_row(case))]
+    if not cases:
+        raise UserError(f"The store {store.root} has no labelled cases in split '{split}'.")
+    return cases
+
+
+def write_scores(
+    out: Path, store: SliceStore, predicted: Iterable[tuple[str, np.ndarray]], total: int
+) -> Evaluation:
+    """Score `total` predicted cases as they come; writes `cases.parquet` and `predictions.zarr`."""
+    tables = []
+    with written_aside(out / "predictions.zarr") as folder:
+        for case, prediction in tqdm(predicted, total=total, desc="evaluate", unit="case", mininterval=2):
             _save_prediction(folder / case, prediction)
             tables.append(score_case(store, case, prediction))
     table = pd.concat(tables, ignore_index=True)
-    with written_aside(config.out / "cases.parquet") as path:
+    with written_aside(out / "cases.parquet") as path:
         table.to_parquet(path)
     return Evaluation(table, mean_interval(case_dice(table).to_numpy()))
 
