@@ -14,10 +14,8 @@ Weights are drawn at random. Ratios are taken round by round. Run it on an idle 
 import argparse
 import copy
 import gc
-import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -27,9 +25,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from pretrain import append, count_operations, matrix_peak, peak_bytes, spread_of, timed
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
-from torch import Tensor, nn
+from torch import nn
 
 from samssl.data.cases import Origin, write_case
 from samssl.data.datasets import AugmentConfig, LabelledSlices, unit_slice
@@ -44,7 +43,6 @@ from samssl.models.sam import ModelConfig, build_sam, normalise
 from samssl.models.strategies import StrategyConfig, segmenter_from
 from samssl.predict import segment_case
 from samssl.train.context import LocalContext
-from samssl.train.costs import LiveBytes
 from samssl.train.feed import Batch, KeyedDataset, Shuffled, batches
 from samssl.train.finetune import FinetuneFitConfig, SupervisedSegmenter
 from samssl.train.frozen import FrozenEncoder
@@ -95,7 +93,7 @@ class Bench:
     slices: int
     repeats: int
     precisions: list[str]
-    device: torch.device
+    device: str
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> "Bench":
@@ -111,7 +109,7 @@ class Bench:
             options.slices,
             options.repeats,
             options.precisions,
-            torch.device(options.device),
+            options.device,
         )
 
     def segmenter(self, scope: Any) -> Any:
@@ -121,7 +119,7 @@ class Bench:
 
     def autocast(self, precision: str) -> AbstractContextManager[Any]:
         """In bf16, or not."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=precision == "bf16")
 
     def table(self, section: str, ways: dict[str, Any], **more: Any) -> dict[str, Any]:
         """A result with all that it depends on."""
@@ -132,7 +130,7 @@ class Bench:
             "batch_size": self.batch,
             "slices": self.slices,
             "repeats": self.repeats,
-            "device": str(self.device),
+            "device": self.device,
             "hardware": hardware(),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
@@ -168,23 +166,29 @@ class CommonWay(nn.Module):
 
 
 def measure_steps(bench: Bench) -> dict[str, Any]:
-    """Seconds, ratios and memory of one step of LoRA in encoder and decoder."""
+    """Seconds, ratios, operations and memory of one step of LoRA in encoder and decoder."""
     batch = discs(bench.batch, bench.size, bench.device)
+    one = {name: value[:1] for name, value in batch.items()}
     models, ways = {}, {}
     for precision in bench.precisions:
         for name, kind in (("common", CommonWay), ("samssl", SupervisedSegmenter)):
-            model = models[f"{name} {precision}"] = kind(bench.segmenter("encoder_decoder"))
+            model = models[name, precision] = kind(bench.segmenter("encoder_decoder"))
             ways[f"{name} {precision}"] = make_step(bench, model, lambda: batch, precision)
     rows = summarised(timed_in_turn(ways, bench), ours="samssl")
-    for name, way in ways.items():
-        rows[name]["peak_gib"] = round(peak_bytes(models[name], way, bench.device) / 2**30, 2)
+    for (name, precision), model in models.items():
+        row = rows[f"{name} {precision}"]
+        flops = bench.batch * count_operations(make_step(bench, model, lambda: one, precision))
+        peak = matrix_peak(precision, bench.device)
+        row["tflop"] = round(flops / 1e12, 4)
+        row["share_of_peak"] = round(flops / row["seconds"] / peak, 3)
+        row["peak_gib"] = round(peak_bytes(model, ways[f"{name} {precision}"], bench.device) / 2**30, 2)
     return bench.table("step", rows, curves=loss_curves())
 
 
 def loss_curves(steps: int = 12) -> dict[str, list[float]]:
     """Losses of both ways on micro, on the same batches."""
     sam = build_sam(ModelConfig(variant="micro"))
-    micro = Bench("micro", sam, int(sam.image_encoder.img_size), 4, 0, 0, [], torch.device("cpu"))
+    micro = Bench("micro", sam, int(sam.image_encoder.img_size), 4, 0, 0, [], "cpu")
     found = {}
     for name, kind, precision in (
         ("common fp32", CommonWay, "fp32"),
@@ -220,7 +224,7 @@ def epochs(bench: Bench, store: SliceStore, folder: Path, precision: Any) -> Way
         steps=bench.slices // bench.batch, batch_size=bench.batch, precision=precision
     )
     context = LocalContext()
-    context.device = bench.device
+    context.device = torch.device(bench.device)
     slices = LabelledSlices(store, store.rows.rows(["train"]), bench.size, AugmentConfig())
     segmenter = bench.segmenter("decoder")
     model = SupervisedSegmenter(segmenter)
@@ -266,7 +270,7 @@ def measure_volume(bench: Bench) -> dict[str, Any]:
 
         def in_batches(precision: str) -> None:
             with bench.autocast(precision):
-                segment_case(segmenter, store, "val", bench.size, bench.device)
+                segment_case(segmenter, store, "val", bench.size, torch.device(bench.device))
 
         def one_by_one(precision: str) -> None:
             with bench.autocast(precision):
@@ -316,7 +320,7 @@ def labelled_store(folder: Path, slices: int) -> SliceStore:
     return SliceStore(folder)
 
 
-def discs(count: int, size: int, device: torch.device, seed: int = 0) -> Batch:
+def discs(count: int, size: int, device: str, seed: int = 0) -> Batch:
     """Bright discs on a noisy ground."""
     generator = torch.Generator().manual_seed(seed)
     place = torch.arange(size) / size
@@ -359,17 +363,6 @@ def timed_in_turn(ways: Ways, bench: Bench) -> dict[str, list[float]]:
     return seconds
 
 
-def timed(way: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one call, to the end of its work on a GPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    way()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
 def summarised(seconds: dict[str, list[float]], ours: str) -> dict[str, Any]:
     """Median and range of each way; how many times faster those that begin with `ours` are than others."""
     rows: dict[str, Any] = {}
@@ -384,35 +377,13 @@ def summarised(seconds: dict[str, list[float]], ours: str) -> dict[str, Any]:
     return rows
 
 
-def spread_of(theirs: list[float], own: list[float]) -> list[float]:
-    """Median, least and most of the ratios, round by round."""
-    ratios = [other / mine for other, mine in zip(theirs, own, strict=True)]
-    return [round(value, 2) for value in (statistics.median(ratios), min(ratios), max(ratios))]
-
-
-def peak_bytes(model: nn.Module, step: Callable[[], Any], device: torch.device) -> float:
-    """The most memory in tensors during a step: weights, gradients, optimizer and activations."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return float(torch.cuda.max_memory_allocated())
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.grad = None
-    known: list[Tensor] = [*model.parameters(), *model.buffers()]
-    with LiveBytes(known) as live:
-        step()
-    moments = 2 * sum(parameter.nbytes for parameter in trained)
-    return float(sum(tensor.nbytes for tensor in known) + moments + live.peak)
-
-
 def show(table: dict[str, Any]) -> None:
     """One table as text."""
     keys = ("section", "variant", "image_size", "batch_size", "slices")
     print(", ".join(f"{key} {table[key]}" for key in keys))
     for name, row in table["ways"].items():
-        memory = f"{row['peak_gib']:6.2f} GiB" if "peak_gib" in row else ""
-        print(f"  {name:22} {row['seconds']:9.4f} s {row['range']}  {memory}")
+        cost = f"{100 * row['share_of_peak']:3.0f} % of peak {row['peak_gib']:6.2f} GiB" if "tflop" in row else ""
+        print(f"  {name:22} {row['seconds']:9.4f} s {row['range']}  {cost}")
         for other, (median, least, most) in row.get("times_faster", {}).items():
             print(f"    {median:.2f} [{least:.2f}, {most:.2f}] times faster than {other}")
         if "times_longer" in row:
@@ -420,13 +391,6 @@ def show(table: dict[str, Any]) -> None:
     for name, losses in table.get("curves", {}).items():
         print(f"  losses on micro, {name}: {losses}")
     print(flush=True)
-
-
-def append(path: Path, table: dict[str, Any]) -> None:
-    """Add a table to the file."""
-    tables = json.loads(path.read_text()) if path.exists() else []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([*tables, table], indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -165,6 +165,7 @@ def _run_bench(parsed: argparse.Namespace) -> None:
     if parsed.name not in names:
         raise UserError(f"Give the name of a benchmark: {', '.join(names)}.")
     sys.argv = [f"samssl bench {parsed.name}", *parsed.rest]
+    sys.path.insert(0, str(folder))  # as `python benchmarks/NAME.py` has it: they share functions
     runpy.run_path(str(folder / f"{parsed.name}.py"), run_name="__main__")
 
 
