@@ -40,9 +40,7 @@ def segment_case(
         pairs = [input_slice(store, row, inputs) for row in rows]
         images, ranges = (torch.stack(column).to(device) for column in zip(*pairs, strict=True))
         height, width = images.shape[-2:]
-        logits = (
-            logits_of(rows) if logits_of else segmenter(scaled(fit_square(images, image_size), ranges))
-        )
+        logits = logits_of(rows) if logits_of else segmenter(scaled(fit_square(images, image_size), ranges))
         classes = unfit_square(logits.float(), height, width, image_size).argmax(dim=1).cpu()
         slices.append(ids[classes].to(torch.uint8 if ids.max() < 256 else torch.int32).numpy())
     return np.concatenate(slices)

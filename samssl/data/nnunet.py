@@ -62,7 +62,12 @@ def _write_labels(store: SliceStore, case: str, folder: Path) -> None:
     mask = store.mask(case)
     assert mask is not None, f"case {case} has no mask"
     numbers = np.searchsorted(sorted(store.labels), mask)
-    _save(store, case, numbers.astype(np.uint8 if len(store.labels) < 256 else np.uint16), folder / f"{case}.nii.gz")
+    _save(
+        store,
+        case,
+        numbers.astype(np.uint8 if len(store.labels) < 256 else np.uint16),
+        folder / f"{case}.nii.gz",
+    )
 
 
 def _save(store: SliceStore, case: str, voxels: Shaped[np.ndarray, "Z H W"], path: Path) -> None:

@@ -146,9 +146,7 @@ def finetune(config: FinetuneConfig, context: RunContext) -> State:
     frozen = FrozenEncoder(segmenter, train, embeddings, config.model.variant, config.optim, context)
     validation = CaseDice(store, config, segmenter, context, frozen.low_res_logits)
     frozen.fill()
-    return fit(
-        model, frozen.data, validation.validate, config.optim, context, on_device=frozen.complete
-    )
+    return fit(model, frozen.data, validation.validate, config.optim, context, on_device=frozen.complete)
 
 
 def training_rows(store: SliceStore, data: FinetuneDataConfig) -> Rows:

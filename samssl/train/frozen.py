@@ -130,7 +130,9 @@ class FrozenEncoder:
             _Images(kept, views), batch_size=share, num_workers=self.fit_config.loader_workers
         )
         hidden = self.context.rank > 0 or not views
-        for numbers, images in tqdm(loader, desc=f"embed {name}", unit="batch", mininterval=2, disable=hidden):
+        for numbers, images in tqdm(
+            loader, desc=f"embed {name}", unit="batch", mininterval=2, disable=hidden
+        ):
             self._embed(kept, [views[number] for number in numbers.tolist()], images)
 
     def _make(self, kept: KeptEmbeddings, views: list[View]) -> Float16[Tensor, "B C h w"]:

@@ -17,7 +17,9 @@ def test_it_learns_from_the_shots_of_finetune(tmp_path: Path, make_scans: Callab
     prepare(PrepareConfig(name="boxes", out=tmp_path / "store", data=source, split=split, workers=1))
     store = SliceStore(tmp_path / "store")
     found = {
-        shots: shot_cases(store, NnunetConfig(out=tmp_path, store=tmp_path / "store", shots=shots, shot_seed=3))
+        shots: shot_cases(
+            store, NnunetConfig(out=tmp_path, store=tmp_path / "store", shots=shots, shot_seed=3)
+        )
         for shots in (0, 1, 2)
     }
     assert found[0] == store.cases("train")

@@ -94,9 +94,7 @@ def on_cpu() -> LocalContext:
 
 
 @NETWORKS
-def test_a_bundle_predicts_what_was_trained(
-    network, tmp_path: Path, make_scans: Callable[..., Path]
-) -> None:
+def test_a_bundle_predicts_what_was_trained(network, tmp_path: Path, make_scans: Callable[..., Path]) -> None:
     source = DataSource(root=make_scans(tmp_path / "scans", cases=4))
     split = SplitConfig(train=2.0, val=1.0, test=1.0)
     prepare(PrepareConfig(name="boxes", out=tmp_path / "store", data=source, split=split, workers=1))

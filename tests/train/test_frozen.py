@@ -51,7 +51,9 @@ def configuration(store: SliceStore, augment: AugmentConfig, embeddings: Embeddi
         data=FinetuneDataConfig(store=Path(store.root), augment=augment, embeddings=embeddings),
         model=ModelConfig(variant="micro", image_size=SIZE),
         strategy=StrategyConfig(scope="decoder"),
-        optim=FinetuneFitConfig(steps=6, batch_size=4, warmup_steps=1, validate_every=3, lr=0.01, log_every=1),
+        optim=FinetuneFitConfig(
+            steps=6, batch_size=4, warmup_steps=1, validate_every=3, lr=0.01, log_every=1
+        ),
     )
 
 
@@ -219,8 +221,6 @@ def test_two_workers_fill_it_together(store: SliceStore, tmp_path: Path) -> None
         encoder = frozen(store, tmp_path / str(rank))
         encoder.context.rank, encoder.context.world_size = rank, 2  # pyright: ignore[reportAttributeAccessIssue]
         encoder.fill()
-    first, second = (
-        {path.name for path in embedding_files(tmp_path / str(rank))} for rank in (0, 1)
-    )
+    first, second = ({path.name for path in embedding_files(tmp_path / str(rank))} for rank in (0, 1))
     assert not first & second
     assert len(first | second) == 12 + 6
