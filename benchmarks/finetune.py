@@ -382,12 +382,9 @@ def show(table: dict[str, Any]) -> None:
     keys = ("section", "variant", "image_size", "batch_size", "slices")
     print(", ".join(f"{key} {table[key]}" for key in keys))
     for name, row in table["ways"].items():
-        cost = (
-            f"{100 * row['share_of_peak']:3.0f} % of peak {row['peak_gib']:6.2f} GiB"
-            if "tflop" in row
-            else ""
-        )
-        print(f"  {name:22} {row['seconds']:9.4f} s {row['range']}  {cost}")
+        print(f"  {name:22} {row['seconds']:9.4f} s {row['range']}")
+        if "tflop" in row:
+            print(f"    {100 * row['share_of_peak']:.0f} % of matrix peak, {row['peak_gib']:.2f} GiB at most")
         for other, (median, least, most) in row.get("times_faster", {}).items():
             print(f"    {median:.2f} [{least:.2f}, {most:.2f}] times faster than {other}")
         if "times_longer" in row:

@@ -34,7 +34,7 @@ class EvaluateConfig:
     split: str = "test"
     """Split whose labelled cases are scored."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward pass. bf16 is much faster on GPUs, and on CPUs that multiply matrices in it."""
+    """Arithmetic of the forward pass. bf16 is faster on GPUs, and on CPUs that multiply matrices in it."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Training on kept embeddings: a frozen encoder runs once for every view of a slice, before the first step."""
+"""Training on kept embeddings: a frozen encoder runs once for every view, before the first step."""
 
 import shutil
 from collections.abc import Sequence
