@@ -14,10 +14,11 @@ Weights are drawn at random. Ratios are taken round by round. Run it on an idle 
 import argparse
 import copy
 import gc
+import io
 import statistics
 import tempfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,8 @@ def measure_steps(bench: Bench) -> dict[str, Any]:
     rows = summarised(timed_in_turn(ways, bench), ours="samssl")
     for (name, precision), model in models.items():
         row = rows[f"{name} {precision}"]
-        flops = bench.batch * count_operations(make_step(bench, model, lambda: one, precision))
+        step: Callable[[], Any] = make_step(bench, model, lambda: one, precision)
+        flops = bench.batch * count_operations(step)
         peak = matrix_peak(precision, bench.device)
         row["tflop"] = round(flops / 1e12, 4)
         row["share_of_peak"] = round(flops / row["seconds"] / peak, 3)
@@ -231,7 +233,10 @@ def epochs(bench: Bench, store: SliceStore, folder: Path, precision: Any) -> Way
 
     def frozen(name: str) -> FrozenEncoder:
         kept = EmbeddingsConfig(folder=folder / name)
-        return FrozenEncoder(segmenter, slices, kept, bench.variant, settings, context)
+        encoder = FrozenEncoder(segmenter, slices, kept, bench.variant, settings, context)
+        with redirect_stdout(io.StringIO()):
+            encoder.fill()
+        return encoder
 
     def epoch(data: KeyedDataset, on_device: Callable[[Batch], Batch] = lambda batch: batch) -> None:
         drawn = batches(data, Shuffled(len(data)), settings, context, start=0)
@@ -248,11 +253,9 @@ def epochs(bench: Bench, store: SliceStore, folder: Path, precision: Any) -> Way
 
     def first() -> None:
         new = frozen(f"{precision}-{next(numbers)}")
-        new.fill()
         epoch(new.data, new.complete)
 
     filled = frozen(f"{precision}-filled")
-    filled.fill()
     return {
         f"common {precision}": lambda: epoch(slices),
         f"samssl, first {precision}": first,
@@ -261,27 +264,27 @@ def epochs(bench: Bench, store: SliceStore, folder: Path, precision: Any) -> Way
 
 
 def measure_volume(bench: Bench) -> dict[str, Any]:
-    """Seconds from the slices of a volume to label ids in its own resolution."""
-    sam = copy.deepcopy(bench.sam).to(bench.device)
-    predictor = SamPredictor(sam)
+    """Seconds from the slices of a volume to label ids in its own resolution.
+
+    `SamPredictor` cannot give bf16 to numpy, so the common way is fp32.
+    """
+    predictor = SamPredictor(copy.deepcopy(bench.sam).to(bench.device))
     segmenter = bench.segmenter("decoder").eval()
     with tempfile.TemporaryDirectory() as folder:
         store = labelled_store(Path(folder), bench.slices)
 
         def in_batches(precision: str) -> None:
             with bench.autocast(precision):
-                segment_case(segmenter, store, "val", bench.size, torch.device(bench.device))
+                segment_case(segmenter, store, "test", bench.size, torch.device(bench.device))
 
-        def one_by_one(precision: str) -> None:
-            with bench.autocast(precision):
-                for z in range(bench.slices):
-                    grey = (255 * unit_slice(store, "val", z)[0]).byte().numpy()
-                    predictor.set_image(np.repeat(grey[..., None], 3, axis=2))
-                    predictor.predict(box=np.array([100, 100, 300, 300]), multimask_output=False)
+        def one_by_one() -> None:
+            for z in range(bench.slices):
+                grey = (255 * unit_slice(store, "test", z)[0]).byte().numpy()
+                predictor.set_image(np.repeat(grey[..., None], 3, axis=2))
+                predictor.predict(box=np.array([100, 100, 300, 300]), multimask_output=False)
 
-        ways: Ways = {}
+        ways: Ways = {"common fp32": one_by_one}
         for precision in bench.precisions:
-            ways[f"common {precision}"] = lambda precision=precision: one_by_one(precision)
             ways[f"samssl {precision}"] = lambda precision=precision: in_batches(precision)
         rows = summarised(timed_in_turn(ways, bench), ours="samssl")
     return bench.table("volume", rows)
@@ -295,9 +298,9 @@ SECTIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
 
 
 def labelled_store(folder: Path, slices: int) -> SliceStore:
-    """Two noisy CT volumes with two labels, the cases `train` and `val`, each of its split."""
+    """Two noisy CT volumes with two labels, the cases `train` and `test`, each of its split."""
     rows, files = [], {}
-    for number, name in enumerate(("train", "val")):
+    for number, name in enumerate(("train", "test")):
         generator = np.random.default_rng(number)
         y, x = np.mgrid[:SIDE, :SIDE] - SIDE // 2
         radius = np.hypot(y, x)
@@ -313,9 +316,8 @@ def labelled_store(folder: Path, slices: int) -> SliceStore:
         shared |= {"intensity_low": -160.0, "intensity_high": 240.0, "content_fraction": 1.0}
         shared |= {"image_sha256": facts.image_sha256, "mask_sha256": facts.mask_sha256}
         rows += [shared | {"z": z} for z in range(slices)]
-    index = pd.DataFrame(rows, columns=list(INDEX_COLUMNS))
-    texts = [name for name in INDEX_COLUMNS if "sha256" in name or "source" in name]
-    index = index.assign(**{name: index[name].fillna("") for name in texts})
+    text = {name: "" for name in INDEX_COLUMNS if "sha256" in name or "source" in name}
+    index = pd.DataFrame([text | row for row in rows], columns=list(INDEX_COLUMNS))
     write_index(folder, "simulated", {0: "background", 1: "shell", 2: "core"}, index, files)
     return SliceStore(folder)
 

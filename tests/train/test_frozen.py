@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -176,7 +177,7 @@ def test_whatever_an_embedding_follows_from_is_in_its_key(store: SliceStore, tmp
     other_augment = AugmentConfig(degrees=1.0)
     keys = [
         key(),
-        *(key(**{name: "b"}) for name in made_by),
+        *(key(**dict[str, Any]({name: "b"})) for name in made_by),
         key(size=64),
         key(augment=other_augment),
         key(inputs=InputConfig(mr="full")),
