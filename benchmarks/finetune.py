@@ -298,9 +298,9 @@ SECTIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
 
 
 def labelled_store(folder: Path, slices: int) -> SliceStore:
-    """Two noisy CT volumes with two labels, the cases `train` and `test`, each of its split."""
+    """Two noisy CT volumes with two labels, the cases `test` and `train`, each of its split."""
     rows, files = [], {}
-    for number, name in enumerate(("train", "test")):
+    for number, name in enumerate(("test", "train")):
         generator = np.random.default_rng(number)
         y, x = np.mgrid[:SIDE, :SIDE] - SIDE // 2
         radius = np.hypot(y, x)
@@ -348,7 +348,7 @@ def make_step(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 
