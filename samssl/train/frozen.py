@@ -68,17 +68,16 @@ class FrozenEncoder:
         Raises:
             UserError: all of it together is above the limit, or does not fit on the disk.
         """
-        parts = {
-            "training": (self.train, _views(self.train, self.settings.variants)),
-            "validation": (self.val, _views(self.val, 1)),
-        }
-        absent = {
-            name: [view for view in views if not kept.has(*view)] for name, (kept, views) in parts.items()
-        }
-        self._announce(sum(map(len, absent.values())))
+        parts = (
+            (self.train, _views(self.train, self.settings.variants), "training"),
+            (self.val, _views(self.val, 1), "validation"),
+        )
+        self._announce(sum(not kept.has(*view) for kept, views, _ in parts for view in views))
         self.segmenter.to(self.context.device)
-        for name, (kept, _) in parts.items():
-            self._fill(kept, absent[name][self.context.rank :: self.context.world_size], name)
+        for kept, views, name in parts:
+            # Shared out before looking: other ranks write while this one looks.
+            share = views[self.context.rank :: self.context.world_size]
+            self._fill(kept, [view for view in share if not kept.has(*view)], name)
 
     def complete(self, batch: Batch) -> Batch:
         """`batch` with the embeddings that could not be read, made and written anew."""
