@@ -77,8 +77,15 @@ class AutomaticSam(nn.Module):
 
     def forward(self, images: Float[Tensor, "B channels H W"]) -> Float[Tensor, "B classes h w"]:
         """`low_res_logits` before softmax of images with intensities in [0, 1], at 4 x the token grid."""
-        image_embeddings = embed_images(self.image_encoder, normalise(images, self.image_encoder))
-        no_prompt = image_embeddings.new_zeros(len(images), 0, image_embeddings.shape[1])
+        return self.decode(self.embed(images))
+
+    def embed(self, images: Float[Tensor, "B channels H W"]) -> Float[Tensor, "B C h w"]:
+        """Image embeddings of images with intensities in [0, 1]: all that the encoder does."""
+        return embed_images(self.image_encoder, normalise(images, self.image_encoder))
+
+    def decode(self, image_embeddings: Float[Tensor, "B C h w"]) -> Float[Tensor, "B classes H W"]:
+        """`low_res_logits` before softmax, at 4 x the token grid."""
+        no_prompt = image_embeddings.new_zeros(len(image_embeddings), 0, image_embeddings.shape[1])
         no_mask = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
         image_pe = self.prompt_encoder.pe_layer(tuple(image_embeddings.shape[-2:]))[None]
         logits, _ = decode_masks(

@@ -4,10 +4,12 @@ from typing import Any, Literal
 
 import torch
 from segment_anything.modeling import Sam
+from torch import Tensor
 
 from samssl.config import config
 from samssl.models.decoder import AutomaticSam
 from samssl.models.lora import LoraConfig, inject_lora
+from samssl.models.promptable import PromptableSam
 from samssl.models.sam import ModelConfig, build_sam
 
 
@@ -43,10 +45,28 @@ def segmenter_from(sam: Sam, strategy: StrategyConfig, num_classes: int, seed: i
         return apply_strategy(AutomaticSam(sam, num_classes), strategy, num_classes)
 
 
-def apply_strategy(model: AutomaticSam, strategy: StrategyConfig, num_classes: int) -> Any:
+def promptable_from(sam: Sam, strategy: StrategyConfig, seed: int) -> Any:
+    """A `PromptableSam` of these modules under `strategy`, whose IoU head trains too; `seed` as above.
+
+    Its heads are SAM's own. The prompt encoder stays as it is.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = apply_strategy(PromptableSam(sam), strategy, sam.mask_decoder.num_mask_tokens)
+    model.mask_decoder.iou_prediction_head.requires_grad_(True)
+    return model
+
+
+def sam_weights(model: Any) -> dict[str, Tensor]:
+    """The state dict of SAM itself of what `promptable_from` made, which is used up: LoRA is merged."""
+    plain = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    return {name: value.detach().contiguous() for name, value in plain.state_dict().items()}
+
+
+def apply_strategy(model: AutomaticSam | PromptableSam, strategy: StrategyConfig, num_classes: int) -> Any:
     """`model`, wrapped where the method asks for it, with `requires_grad` set on exactly what trains.
 
-    The IoU head and the prompt encoder never train: automatic segmentation does not use them.
+    The IoU head and the prompt encoder do not train: automatic segmentation does not use them.
     """
     model.requires_grad_(False)
     if strategy.method == "lora":
