@@ -42,7 +42,7 @@ STAGES = {
         "samssl.cluster.stages:run_finetune",
     ),
     "export": Stage(
-        "pretrain run to weights with a model card, to publish",
+        "pretrain run, or merged bundle, to weights with a model card, to publish",
         "samssl.cluster.export:ExportConfig",
         "samssl.cluster.export:run_export",
     ),
@@ -104,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", nargs="*", metavar="field=value", help="as in optim.lr=3e-4")
         command.set_defaults(run=_run_stage, stage=stage, parser=command)
     _add_plan(commands)
+    _add_strategies(commands)
     bench = commands.add_parser("bench", help="time this program against its baselines", add_help=False)
     bench.add_argument("name", nargs="?", help="a file of benchmarks/, as in pretrain")
     bench.set_defaults(run=_run_bench)
@@ -128,6 +129,18 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument("--utilisation", type=float, default=0.35, help="share of that peak that is reached")
     plan.add_argument("overrides", nargs="*", metavar="field=value", help="as in optim.batch_size=4")
     plan.set_defaults(run=_run_plan)
+
+
+def _add_strategies(commands: Any) -> None:
+    text = "the fine-tuning strategies: what trains, where, and the memory that it takes"
+    table = commands.add_parser("strategies", help=text, description=text)
+    table.add_argument("--all", action="store_true", help="with vit_l, micro, bitfit and norm, beyond the 18")
+    table.add_argument("--profile", choices=("fixed", "paper"), default="fixed", help="`strategy.profile`")
+    table.set_defaults(run=_run_strategies)
+
+
+def _run_strategies(parsed: argparse.Namespace) -> None:
+    print(_load("samssl.train.catalogue:describe_strategies")(parsed.all, parsed.profile))
 
 
 def _run_plan(parsed: argparse.Namespace) -> None:

@@ -114,7 +114,7 @@ def test_a_documented_command_is_accepted(
     document: Path, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = arguments[0]
-    assert stage in {*STAGES, "lineage", "plan", "bench"}
+    assert stage in {*STAGES, "lineage", "plan", "bench", "strategies"}
     shutil.copytree(ROOT / "ray_configs", tmp_path / "ray_configs")
     for name, content in written_files(document).items():
         (tmp_path / name).write_text(content)
@@ -124,6 +124,8 @@ def test_a_documented_command_is_accepted(
         return
     if stage == "plan":
         monkeypatch.setattr("samssl.train.plan.describe_plan", lambda *given: "")
+    elif stage == "strategies":
+        monkeypatch.setattr("samssl.train.catalogue.describe_strategies", lambda *given: "")
     elif stage == "bench":
         monkeypatch.setattr("runpy.run_path", lambda path, run_name: Path(path).read_text())
     else:

@@ -18,6 +18,7 @@ from samssl.data.recipes.simulated import SimulateConfig
 from samssl.evaluate import EvaluateConfig
 from samssl.files import read_json
 from samssl.models.sam import ModelConfig
+from samssl.models.strategies import follow_name
 from samssl.report.page import ReportConfig, write_report
 from samssl.train.finetune import FinetuneConfig
 from samssl.train.pretrain import PretrainConfig
@@ -52,6 +53,7 @@ class StudyConfig:
     @staticmethod
     def fill(tree: dict[str, Any]) -> None:
         """Derive what the single stages are told from `name`, `out`, `model` and `seeds`."""
+        follow_name(tree, "finetune.strategy")
         out, name = Path(str(tree.get("out", "runs/study"))), tree.get("name", "study")
         store = str(out / "store")
         derived: dict[str, Any] = {"prepare.name": name, "prepare.out": store}

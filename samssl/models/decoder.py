@@ -66,14 +66,18 @@ def class_decoder(decoder: MaskDecoder, num_classes: int) -> MaskDecoder:
 class AutomaticSam(nn.Module):
     """Prompt-free segmentation into `num_classes` exclusive classes, class 0 being background.
 
-    The modules keep SAM's names, so that keys of `state_dict()` are Meta's.
+    The modules keep SAM's names, so that keys of `state_dict()` are Meta's. With `own_heads` the decoder
+    keeps SAM's four mask tokens too: of two classes, the foreground's logit is the mask that SAM gives
+    with `multimask_output=False`, and the background's is 0.
     """
 
-    def __init__(self, sam: Sam, num_classes: int) -> None:
+    def __init__(self, sam: Sam, num_classes: int, *, own_heads: bool = False) -> None:
         super().__init__()
+        assert not own_heads or num_classes == 2, f"SAM's own heads draw one mask, not {num_classes} classes"
+        self.own_heads = own_heads
         self.image_encoder = sam.image_encoder
         self.prompt_encoder = sam.prompt_encoder
-        self.mask_decoder = class_decoder(sam.mask_decoder, num_classes)
+        self.mask_decoder = sam.mask_decoder if own_heads else class_decoder(sam.mask_decoder, num_classes)
 
     def forward(self, images: Float[Tensor, "B channels H W"]) -> Float[Tensor, "B classes h w"]:
         """`low_res_logits` before softmax of images with intensities in [0, 1], at 4 x the token grid."""
@@ -91,4 +95,7 @@ class AutomaticSam(nn.Module):
         logits, _ = decode_masks(
             self.mask_decoder, image_embeddings, image_pe, no_prompt, no_mask.expand_as(image_embeddings)
         )
-        return logits
+        if not self.own_heads:
+            return logits
+        foreground = logits[:, :1]
+        return torch.cat([torch.zeros_like(foreground), foreground], dim=1)

@@ -1,37 +1,53 @@
-"""LoRA on SAM's queries and values, through PEFT (arXiv:2106.09685; placement of arXiv:2404.09957).
+"""LoRA through PEFT (arXiv:2106.09685), by default on queries and values, as arXiv:2404.09957 places it.
 
-SAM's encoder fuses q, k and v in one Linear, which PEFT adapts as a whole. Here its LoRA has twice
-the rank, the first half wired to q and the second to v by a mask on the gradient of B, which starts
-at zero: k is never changed, and q and v each get an update of the asked rank.
+Encoders fuse q, k and v in one Linear, which PEFT adapts as a whole. Here its LoRA has the asked rank once
+for each part that is adapted, and in B a part's rows meet their own share of the rank alone: a part that
+is not adapted is never changed, and each that is gets an update of the asked rank.
 """
 
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from segment_anything.modeling import ImageEncoderViT
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.models.tiny_vit import Attention as TinyAttention
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from samssl.config import PositiveInt, UserError, config
+from samssl.models.placement import chosen_blocks
+
+Target = Literal["q", "k", "v", "proj", "mlp"]
 
 DECODER_PROJECTIONS = r"mask_decoder\.transformer\..*\.(q_proj|v_proj)"
 ADAPTER = "default"
-NO_LORA = (
-    "LoRA does not reach into the encoder of vit_t yet. Set strategy.method=vanilla, or "
-    "strategy.scope=decoder."
-)
 
 
 @config
 class LoraConfig:
-    """Low-rank updates of q and v."""
+    """Low-rank updates of linear layers."""
 
     rank: PositiveInt = 4
     """Rank of each update."""
     alpha: PositiveInt = 4
     """The update is scaled by alpha / rank; equal to `rank` means unscaled, as published."""
+    targets: tuple[Target, ...] = ("q", "v")
+    """What is adapted in an encoder block: q, k, v, the attention's output `proj`, the layers of the `mlp`.
+    In the mask decoder it is q and v of every attention, whatever is said here."""
     blocks: tuple[int, ...] | None = None
-    """Encoder blocks to adapt, counted from 0; null adapts all."""
+    """Attention blocks of the encoder to adapt, counted from 0. null adapts all; in profile `paper` it is
+    0, 1, 10 and 11, as far as the encoder has them."""
+    ranks: tuple[PositiveInt, ...] | None = None
+    """A rank for each adapted block of the encoder, in their order, instead of `rank`; the scale stays
+    alpha / rank."""
+    dora: bool = False
+    """Learn the length of each row of an adapted weight apart from its direction (DoRA, arXiv:2402.09353)."""
+
+    def __post_init__(self) -> None:
+        if not self.targets or len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"targets {list(self.targets)} must name something, and nothing twice")
 
 
 def inject_lora(
@@ -42,62 +58,119 @@ def inject_lora(
     The output is unchanged until the first optimizer step.
 
     Raises:
-        UserError: the encoder cannot be adapted, or has no block of that number.
+        UserError: the encoder has no block of a number that is asked for, or `ranks` are not one a block.
     """
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model
 
-    if in_encoder:
-        check_blocks(model, lora)
-    blocks = r"\d+" if lora.blocks is None else "(" + "|".join(str(block) for block in lora.blocks) + ")"
-    fused = rf"image_encoder\.blocks\.{blocks}\.attn\.qkv"
+    ranks = encoder_ranks(model.get_submodule("image_encoder"), lora) if in_encoder else {}
+    patterns = {rf"image_encoder\.{re.escape(name)}": rank for name, rank in ranks.items()}
     settings = PeftLoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
-        rank_pattern={fused: 2 * lora.rank},
-        alpha_pattern={fused: 2 * lora.alpha},
-        target_modules=rf"({fused})|({DECODER_PROJECTIONS})" if in_encoder else DECODER_PROJECTIONS,
+        rank_pattern=patterns,
+        alpha_pattern={name: rank * lora.alpha / lora.rank for name, rank in patterns.items()},
+        target_modules="|".join([*patterns, DECODER_PROJECTIONS]),
         modules_to_save=list(trained_modules),
+        use_dora=lora.dora,
     )
     wrapped = get_peft_model(model, settings)  # pyright: ignore[reportArgumentType]
-    keep_keys_frozen(wrapped)
+    separate_parts(wrapped, fused_parts(lora))
     return wrapped
 
 
-def check_blocks(model: nn.Module, lora: LoraConfig) -> None:
-    """Refuse an encoder without SAM's blocks, or numbers of blocks that it does not have."""
-    encoder = model.get_submodule("image_encoder")
-    if not isinstance(encoder, ImageEncoderViT):
-        raise UserError(NO_LORA)
-    depth = len(encoder.blocks)
-    beyond = [block for block in lora.blocks or () if not 0 <= block < depth]
-    if beyond:
-        raise UserError(f"strategy.lora.blocks names {beyond}, but the encoder has blocks 0 to {depth - 1}.")
+def fused_parts(lora: LoraConfig) -> list[str]:
+    """Which of q, k and v are adapted."""
+    return [part for part in "qkv" if part in lora.targets]
 
 
-def keep_keys_frozen(model: nn.Module) -> None:
-    """Mask the gradient of every fused qkv update so that half of it drives q and half drives v."""
-    for name, module in model.named_modules():
-        if name.endswith("attn.qkv") and hasattr(module, "lora_B"):
-            weight = module.get_submodule(f"lora_B.{ADAPTER}").get_parameter("weight")
-            mask = fused_mask(weight)
-            weight.register_hook(lambda gradient, mask=mask: gradient * mask.to(gradient))
+def encoder_ranks(encoder: nn.Module, lora: LoraConfig) -> dict[str, int]:
+    """PEFT's rank of each adapted linear layer by name; a fused qkv has the rank once for each part.
+
+    Raises:
+        UserError: see `inject_lora`.
+    """
+    blocks = chosen_blocks(encoder, lora.blocks, "strategy.lora.blocks")
+    ranks = (lora.rank,) * len(blocks) if lora.ranks is None else lora.ranks
+    if len(ranks) != len(blocks):
+        raise UserError(
+            f"strategy.lora.ranks has {len(ranks)} ranks for {len(blocks)} adapted blocks. Give one for each."
+        )
+    found: dict[str, int] = {}
+    for (name, block), rank in zip(blocks.items(), ranks, strict=True):
+        if parts := fused_parts(lora):
+            found[f"{name}.attn.qkv"] = rank * len(parts)
+        if "proj" in lora.targets:
+            found[f"{name}.attn.proj"] = rank
+        if "mlp" in lora.targets:
+            layers = block.get_submodule("mlp").named_children()
+            found |= {f"{name}.mlp.{layer}": rank for layer, part in layers if isinstance(part, nn.Linear)}
+    return found
 
 
-def fused_mask(weight: Tensor) -> Tensor:
-    """1 where B [3 * D, 2 * rank] of a fused qkv is trained: q rows by its first half, v by its second."""
-    width, rank = weight.shape[0] // 3, weight.shape[1] // 2
-    mask = torch.zeros_like(weight)
-    mask[:width, :rank] = 1
-    mask[2 * width :, rank:] = 1
-    return mask
+def separate_parts(model: nn.Module, parts: Sequence[str]) -> None:
+    """Give each of `parts` its share of the rank in every adapted qkv, and the other parts none."""
+    for attention in list(model.modules()):
+        fused = getattr(attention, "qkv", None)
+        if not hasattr(fused, "lora_B"):
+            continue
+        rows = part_of_rows(attention)
+        updates = fused.get_submodule("lora_B")
+        assert isinstance(updates, nn.ModuleDict)
+        updates[ADAPTER] = SeparateRows(updates[ADAPTER], rows, parts)
+        for magnitude in fused.get_submodule("lora_magnitude_vector").children():  # of DoRA
+            learnt = TrainedEntries(magnitude.get_parameter("weight"), rows, parts)
+            parametrize.register_parametrization(magnitude, "weight", learnt)
+
+
+def part_of_rows(attention: nn.Module) -> list[str]:
+    """`q`, `k` or `v` for each row of the weight of `attention.qkv`: SAM has them one after the other,
+    TinyViT head by head."""
+    if isinstance(attention, TinyAttention):
+        head = ["q"] * attention.key_dim + ["k"] * attention.key_dim + ["v"] * attention.val_dim
+        return head * attention.num_heads
+    width = attention.qkv.out_features // 3  # pyright: ignore[reportAttributeAccessIssue]
+    return ["q"] * width + ["k"] * width + ["v"] * width
+
+
+class SeparateRows(nn.Linear):
+    """B [rows, rank * parts] of a fused update: a row meets the rank of its own part, if it has one."""
+
+    def __init__(self, whole: nn.Module, rows: Sequence[str], parts: Sequence[str]) -> None:
+        assert isinstance(whole, nn.Linear)
+        super().__init__(whole.in_features, whole.out_features, bias=False, device="meta")
+        self.weight = whole.weight
+        rank = whole.in_features // len(parts)
+        numbers = torch.tensor([parts.index(row) if row in parts else -1 for row in rows])
+        mask = numbers[:, None] == torch.arange(whole.in_features) // rank
+        self.register_buffer("mask", mask.to(whole.weight), persistent=False)
+        self.num_untrained = whole.weight.numel() - rank * sum(row in parts for row in rows)
+
+    def forward(self, input: Float[Tensor, "*B R"]) -> Float[Tensor, "*B C"]:
+        """`input` by the weights that take part."""
+        return F.linear(input, self.weight * self.get_buffer("mask"))
+
+
+class TrainedEntries(nn.Module):
+    """A vector with an entry a row: those of adapted parts learn, the others stay what they are now."""
+
+    def __init__(self, vector: Tensor, rows: Sequence[str], parts: Sequence[str]) -> None:
+        super().__init__()
+        mask = torch.tensor([float(row in parts) for row in rows])
+        self.register_buffer("mask", mask.to(vector), persistent=False)
+        self.register_buffer("untrained", vector.detach().clone(), persistent=False)
+        self.num_untrained = sum(row not in parts for row in rows)
+
+    def forward(self, values: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
+        """`values` where they learn."""
+        return values.where(self.get_buffer("mask") > 0, self.get_buffer("untrained"))
 
 
 def count_trained(model: nn.Module) -> int:
-    """How many numbers train: masked entries of fused updates are not counted."""
-    total = 0
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            fused = "attn.qkv.lora_B" in name
-            total += int(fused_mask(parameter).sum()) if fused else parameter.numel()
-    return total
+    """How many numbers train; those of fused updates that take no part are not counted."""
+    untrained = sum(
+        module.num_untrained
+        for module in model.modules()
+        if isinstance(module, (SeparateRows, TrainedEntries))
+    )
+    return sum(p.numel() for p in model.parameters() if p.requires_grad) - untrained

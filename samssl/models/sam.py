@@ -138,7 +138,7 @@ def build_sam(model: ModelConfig) -> Sam:
     model = resolve(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(model.init_seed)
-        sam = _architecture(model.variant)
+        sam = architecture(model.variant)
         weights, report = _fitted(sam, model)
         if report.new:
             initialise(sam.image_encoder)
@@ -154,7 +154,7 @@ def check_checkpoint(model: ModelConfig) -> LoadReport:
         CheckpointError: see `build_sam`.
     """
     with torch.device("meta"):
-        sam = _architecture(model.variant)
+        sam = architecture(model.variant)
     return _fitted(sam, resolve(model))[1]
 
 
@@ -165,7 +165,8 @@ def _fitted(sam: Sam, model: ModelConfig) -> tuple[dict[str, Tensor], LoadReport
     return {}, LoadReport(source, "no checkpoint", new=tuple(sam.state_dict()))
 
 
-def _architecture(variant: Variant) -> Sam:
+def architecture(variant: Variant) -> Sam:
+    """SAM at that size, with weights as its modules draw them."""
     ours: dict[str, Callable[[], Sam]] = {"micro": build_micro, "vit_t": build_vit_t}
     return {**sam_model_registry, **ours}[variant]()
 

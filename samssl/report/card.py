@@ -12,9 +12,11 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from samssl.bundle import Bundle
 from samssl.config import UserError, config, read_yaml
 from samssl.files import read_json
 from samssl.models.initial import hub_id
+from samssl.models.sam import MICRO_IMAGE_SIZE, ModelConfig
 
 SHOWN = ("val/", "probe/")
 """How metrics begin that say something about the encoder."""
@@ -23,6 +25,11 @@ NOT_CLINICAL = (
     "Not for clinical use: the weights were not made, tested or approved for diagnosis, treatment or any "
     "other decision about a patient."
 )
+
+SCALED = {
+    "unit": "Images go in with intensities in 0..1 on three channels, without SAM's mean and deviation.",
+    "sam": "Images go in as SAM normalises them: 0..255, less SAM's mean, by its standard deviation.",
+}
 
 
 @config
@@ -57,6 +64,20 @@ class PretrainRun:
     def model(self) -> dict[str, Any]:
         """The settings `model`."""
         return self.settings["model"]
+
+
+def merged_card(bundle: Bundle, card: CardConfig, files: Mapping[str, str]) -> str:
+    """The text of `README.md` of a fine-tuned SAM whose weights were merged into plain ones."""
+    (label,) = [name for number, name in bundle.labels.items() if number]
+    written = [f"- written: `{name}`, SHA-256 `{digest}`" for name, digest in files.items()]
+    sections = {
+        "Use": _merged_use(bundle.model, label),
+        "Lineage": "\n".join([*written, f"- base weights `{bundle.base_sha256}`"]),
+        "Licence": _licence(card),
+    }
+    title = card.title or f"SAM {bundle.model.variant}, fine-tuned for {label}"
+    body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections.items())
+    return f"# {title}\n\n{body}\n"
 
 
 def read_run(folder: Path) -> PretrainRun:
@@ -142,15 +163,23 @@ def _front_matter(run: PretrainRun, card: CardConfig) -> str:
 
 def _use(run: PretrainRun, card: CardConfig) -> str:
     variant, size = run.model["variant"], run.model["image_size"]
-    scaled = {
-        "unit": "Images go in with intensities in 0..1 on three channels, without SAM's mean and deviation.",
-        "sam": "Images go in as SAM normalises them: 0..255, less SAM's mean, by its standard deviation.",
-    }[run.model.get("normalisation") or "sam"]
+    scaled = SCALED[run.model.get("normalisation") or "sam"]
     return (
         f"{card.intended_use}\n\n**{NOT_CLINICAL}**\n\n"
         f"The files hold all of SAM ({variant}) under its own key names, with the image encoder pretrained "
         f"further; neck, prompt encoder and mask decoder are those that it began with. {scaled} "
         f"It was pretrained at {size} px.\n\n```python\n{loading_snippet(variant, size)}\n```"
+    )
+
+
+def _merged_use(model: ModelConfig, label: str) -> str:
+    own_size, size = MICRO_IMAGE_SIZE if model.variant == "micro" else 1024, model.image_size
+    other_size = "" if size == own_size else f" SAM's own code computes at {own_size} px instead."
+    return (
+        f"**{NOT_CLINICAL}**\n\nAll of SAM ({model.variant}) under its own key names, fine-tuned to draw one "
+        f"label, `{label}`, without a prompt: it is the mask of `multimask_output=False`. Its predicted IoU "
+        f"was not trained. {SCALED[model.normalisation or 'sam']} Slices were stretched to squares of {size} "
+        f"px.{other_size}\n\n```python\n{loading_snippet(model.variant, size)}\n```"
     )
 
 

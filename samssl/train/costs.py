@@ -69,13 +69,15 @@ def step_costs(model: nn.Module, batch: dict[str, Tensor], bf16: bool, repeats: 
 
     step()
     seconds = min(_seconds(step) for _ in range(repeats))
-    kept, peak = _memory(model, batch, forward)
+    kept, peak = pass_memory(model, batch, forward)
     with FlopCounterMode(display=False, custom_mapping=_FUSED_ON_CPU) as counter:
         step()
     return Costs(kept, max(0.0, peak - kept), float(counter.get_total_flops()), seconds)
 
 
-def _memory(model: nn.Module, batch: dict[str, Tensor], forward: Callable[[], Tensor]) -> tuple[float, float]:
+def pass_memory(
+    model: nn.Module, batch: dict[str, Tensor], forward: Callable[[], Tensor]
+) -> tuple[float, float]:
     """Bytes alive after the forward pass, and at most; each gradient is let go as soon as it is whole."""
     hooks = [
         parameter.register_post_accumulate_grad_hook(_forget)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -14,9 +14,9 @@ from samssl.data.slices import SliceStore
 from samssl.data.splits import few_shot
 from samssl.losses import dice_and_cross_entropy
 from samssl.metrics import case_dice, label_dice
-from samssl.models.lora import NO_LORA, count_trained
+from samssl.models.lora import count_trained
 from samssl.models.sam import ModelConfig
-from samssl.models.strategies import StrategyConfig, build_segmenter
+from samssl.models.strategies import StrategyConfig, build_segmenter, check_name, follow_name
 from samssl.predict import score_cases
 from samssl.train.context import RunContext, State
 from samssl.train.loop import Validation, fit
@@ -75,9 +75,12 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         self.optim.check_workers(self.resources.workers)
-        lora_in_encoder = self.strategy.method == "lora" and self.strategy.scope == "encoder_decoder"
-        if self.model.variant == "vit_t" and lora_in_encoder:
-            raise ValueError(NO_LORA)
+        check_name(self.strategy, self.model.variant)
+
+    @staticmethod
+    def fill(tree: dict[str, Any]) -> None:
+        """Derive the model's variant, the method and its scope where `strategy.name` names them."""
+        follow_name(tree)
 
 
 class SupervisedSegmenter(nn.Module):

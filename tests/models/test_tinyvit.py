@@ -2,14 +2,12 @@
 
 import copy
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-from samssl.config import ConfigError, UserError, build_config
 from samssl.models.backbones import embed_images
 from samssl.models.checkpoints import CheckpointError, load_weights, put_weights, trained_tensors
 from samssl.models.decoder import AutomaticSam
@@ -17,7 +15,6 @@ from samssl.models.recompute import choose_block_mode
 from samssl.models.sam import ModelConfig, build_micro, build_sam
 from samssl.models.strategies import StrategyConfig, apply_strategy
 from samssl.models.tinyvit import TinyViT, WindowAttention
-from samssl.train.finetune import FinetuneConfig
 
 IMAGES = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(5))
 DECODER = StrategyConfig(scope="decoder")
@@ -103,15 +100,6 @@ def test_vit_t_is_drawn_from_its_seed_and_segments() -> None:
         assert AutomaticSam(sam, 2)(IMAGES).shape == (2, 2, 16, 16)
     trained = sum(parameter.numel() for parameter in sam.image_encoder.parameters())
     assert 5.5e6 < trained < 6.5e6  # TinyViT-5M without its classifier, and the neck
-
-
-def test_lora_in_the_encoder_is_refused_and_says_what_to_set(micro_mobile_sam: Sam, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"Set strategy\.method=vanilla, or strategy\.scope=decoder"):
-        apply_strategy(AutomaticSam(micro_mobile_sam, 3), StrategyConfig(), 3)
-    tree = {"out": tmp_path, "data": {"store": tmp_path}, "model": {"variant": "vit_t"}}
-    with pytest.raises(ConfigError, match=r"Set strategy\.method=vanilla, or strategy\.scope=decoder"):
-        build_config(FinetuneConfig, tree, source="test")
-    build_config(FinetuneConfig, {**tree, "strategy": {"scope": "decoder"}}, source="test")
 
 
 def test_weights_of_the_other_family_are_named(micro_mobile_sam: Sam) -> None:
