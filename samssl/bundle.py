@@ -25,12 +25,13 @@ from samssl.models.checkpoints import (
     weights_digest,
 )
 from samssl.models.sam import ModelConfig, build_sam, resolve
-from samssl.models.strategies import StrategyConfig, segmenter_from
+from samssl.models.strategies import StrategyConfig, promptable_from, segmenter_from
 from samssl.train.finetune import FinetuneConfig
 
-FORMAT = 2
-READABLE = (1, 2)
-"""1 has no `input`: what was fine-tuned then saw grey slices in the ranges of the store."""
+FORMAT = 3
+READABLE = (1, 2, 3)
+"""1 has no `input`: what was fine-tuned then saw grey slices in the ranges of the store. 1 and 2 have no
+`mode`: all was automatic."""
 
 
 class BundleError(UserError):
@@ -50,6 +51,8 @@ class Bundle:
     """`weights_digest` of the base model, whatever file format it lies in."""
     input: InputConfig = InputConfig()
     """Channels, and the values that become 0 and 1; what lies beyond is clipped."""
+    mode: str = "automatic"
+    """Whether it segments by itself (automatic) or what it is prompted for (promptable)."""
     format: int = FORMAT
 
 
@@ -64,6 +67,7 @@ def write_bundle(path: Path, config: FinetuneConfig, store: SliceStore, tuned: d
         seed=config.optim.seed,
         base_sha256=base,
         input=config.data.input,
+        mode=config.mode,
     )
     with written_aside(path) as folder:
         folder.mkdir()
@@ -95,12 +99,15 @@ def read_bundle(path: Path) -> Bundle:
         seed=int(tree["seed"]),
         base_sha256=str(tree["base_sha256"]),
         input=build_config(InputConfig, tree.get("input", {}), source=str(path)),
+        mode=str(tree.get("mode", "automatic")),
         format=int(tree["format"]),
     )
 
 
 def load_segmenter(path: Path, base: Path | None = None) -> Any:
     """The fine-tuned segmenter of the bundle at `path`, on the CPU and in evaluation mode.
+
+    A promptable one is a `samssl.models.promptable.PromptableSam`, wrapped where the strategy asks for it.
 
     `base` says where the base weights are, if not where the bundle was made.
 
@@ -116,7 +123,10 @@ def load_segmenter(path: Path, base: Path | None = None) -> Any:
             f"The bundle {path} was made from base weights {bundle.base_sha256[:12]}, but "
             f"{model.checkpoint or 'the random weights here'} are {found[:12]}. Set `base` to the right file."
         )
-    segmenter = segmenter_from(sam, bundle.strategy, len(bundle.labels), bundle.seed)
+    if bundle.mode == "promptable":
+        segmenter = promptable_from(sam, bundle.strategy, bundle.seed)
+    else:
+        segmenter = segmenter_from(sam, bundle.strategy, len(bundle.labels), bundle.seed)
     tuned = load_file(path / "tuned.safetensors")
     needed = trained_tensors(segmenter).keys()
     if needed != tuned.keys():

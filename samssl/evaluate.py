@@ -1,20 +1,27 @@
 """Volume-level scores of a model bundle on the held-out cases, at native resolution."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from samssl.bundle import load_segmenter, read_bundle
-from samssl.config import UserError, config
+from samssl.bundle import Bundle, load_segmenter, read_bundle
+from samssl.config import PositiveInt, UserError, config
 from samssl.data.slices import SliceStore
 from samssl.files import written_aside
+from samssl.interactive import Asking, click_rows, prompt_dice, prompted_cases
 from samssl.metrics import case_dice, label_dice
 from samssl.predict import score_case, segment_cases
 from samssl.statistics import Interval, mean_interval
+from samssl.train.prompt_pictures import click_curve
+
+CURVE_FILE = "clicks.png"
+"""Dice against the number of clicks."""
 
 
 @config
@@ -31,6 +38,8 @@ class EvaluateConfig:
     """The slice store."""
     split: str = "test"
     """Split whose labelled cases are scored."""
+    clicks: PositiveInt = 8
+    """Most clicks on each object of each slice, of a bundle that is promptable."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +47,10 @@ class Evaluation:
     """Scores of all cases."""
 
     table: pd.DataFrame
-    """One row per case and label, as `samssl.predict.score_case` gives it."""
+    """One row per case and label, as `samssl.predict.score_case` gives it; of a promptable bundle also per
+    prompt, as in `samssl.interactive.PromptedCase`."""
     interval: Interval
-    """Mean Dice over cases with its 95 % bootstrap interval."""
+    """Mean Dice over cases with its 95 % bootstrap interval; of a promptable bundle over 1, 2, ... clicks."""
 
     def metrics(self, split: str) -> dict[str, float]:
         """The scores by metric name."""
@@ -49,34 +59,62 @@ class Evaluation:
             f"{split}/dice_ci95_low": self.interval.low,
             f"{split}/dice_ci95_high": self.interval.high,
             f"{split}/cases": float(self.interval.cases),
-            **label_dice(self.table, f"{split}/dice"),
+            **label_dice(click_rows(self.table), f"{split}/dice"),
+            **prompt_dice(self.table, f"{split}/dice"),
         }
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
-    """Segment and score every labelled case of the split; writes `cases.parquet` and `predictions.zarr`."""
+    """Segment and score every labelled case of the split.
+
+    Writes `cases.parquet`, `predictions.zarr` and, for a promptable bundle, the curve `clicks.png`.
+    """
     store = SliceStore(config.store)
     cases = [case for case in store.cases(config.split) if store.rows.labelled(store.first_row(case))]
     if not cases:
         raise UserError(f"The store {config.store} has no labelled cases in split '{config.split}'.")
     bundle = read_bundle(config.bundle)
-    if bundle.labels != store.labels:
+    if bundle.mode == "automatic" and bundle.labels != store.labels:
         raise UserError(
             f"The bundle {config.bundle} segments {bundle.labels}, but the store {config.store} is labelled "
             f"{store.labels}. Give a bundle and a store of the same label map."
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     segmenter = load_segmenter(config.bundle, config.base).to(device)
-    size, tables = bundle.model.image_size, []
-    scored = segment_cases(segmenter, store, cases, size, device, bundle.input)
+    tables, scored = [], _scored_cases(segmenter, bundle, store, cases, config.clicks, device)
     with written_aside(config.out / "predictions.zarr") as folder:
-        for case, prediction in tqdm(scored, total=len(cases), desc="evaluate", unit="case", mininterval=2):
+        for case, prediction, table in tqdm(
+            scored, total=len(cases), desc="evaluate", unit="case", mininterval=2
+        ):
             _save_prediction(folder / case, prediction)
-            tables.append(score_case(store, case, prediction))
+            tables.append(table)
     table = pd.concat(tables, ignore_index=True)
     with written_aside(config.out / "cases.parquet") as path:
         table.to_parquet(path)
-    return Evaluation(table, mean_interval(case_dice(table).to_numpy()))
+    if bundle.mode == "promptable":
+        _save_picture(config.out / CURVE_FILE, click_curve(table))
+    return Evaluation(table, mean_interval(case_dice(click_rows(table)).to_numpy()))
+
+
+def _scored_cases(
+    segmenter: Any, bundle: Bundle, store: SliceStore, cases: list[str], clicks: int, device: torch.device
+) -> Iterator[tuple[str, np.ndarray, pd.DataFrame]]:
+    """Each case, its prediction [Z, H, W] and its rows of the table."""
+    size = bundle.model.image_size
+    if bundle.mode == "promptable":
+        asking = Asking(size, bundle.input, clicks, device)
+        for case, found in prompted_cases(segmenter, store, cases, asking):
+            yield case, found.prediction, found.table
+        return
+    for case, prediction in segment_cases(segmenter, store, cases, size, device, bundle.input):
+        yield case, prediction, score_case(store, case, prediction)
+
+
+def _save_picture(path: Path, picture: np.ndarray) -> None:
+    from PIL import Image
+
+    with written_aside(path) as partial:
+        Image.fromarray(picture).save(partial, "PNG")
 
 
 def _save_prediction(path: Path, prediction: np.ndarray) -> None:

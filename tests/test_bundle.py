@@ -66,6 +66,6 @@ def test_a_bundle_of_format_1_saw_grey_slices(tuned) -> None:
     del tree["input"]
     (path / "bundle.json").write_text(json.dumps({**tree, "format": 1, "normalisation": "per case"}))
     assert read_bundle(path).input == InputConfig()
-    (path / "bundle.json").write_text(json.dumps({**tree, "format": 3}))
-    with pytest.raises(BundleError, match=r"it reads \(1, 2\)"):
+    (path / "bundle.json").write_text(json.dumps({**tree, "format": 4}))
+    with pytest.raises(BundleError, match=r"it reads \(1, 2, 3\)"):
         read_bundle(path)
