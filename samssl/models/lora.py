@@ -125,8 +125,7 @@ def separate_parts(model: nn.Module, parts: Sequence[str]) -> None:
 
 def part_of_rows(attention: nn.Module) -> list[str]:
     """`q`, `k` or `v` for each row of the weight of `attention.qkv`: SAM has them one after the other,
-    TinyViT head by head.
-    """
+    TinyViT head by head."""
     if isinstance(attention, TinyAttention):
         head = ["q"] * attention.key_dim + ["k"] * attention.key_dim + ["v"] * attention.val_dim
         return head * attention.num_heads

@@ -101,8 +101,7 @@ def place_in_words(strategy: StrategyConfig, encoder: nn.Module) -> str:
 
 def training_bytes(segmenter: nn.Module, total: int, trained: int, image_size: int) -> float:
     """The most that a training step of one image holds: weights, moments, and gradients that come as
-    activations go.
-    """
+    activations go."""
     kept, peak = activation_bytes(segmenter, torch.empty(1, 1, image_size, image_size, device="meta"))
     return 4.0 * (total + 2 * trained) + max(4.0 * trained, kept) + (peak - kept) + GPU_RUNTIME
 

@@ -114,9 +114,9 @@ class PromptedSegmenter(nn.Module):
         """
         embeddings = self.segmenter.embed(batch["image"])
         objects = Objects.of_batch(batch, (4 * embeddings.shape[-2], 4 * embeddings.shape[-1]))
-        groups = [(kind, objects.of_kind(kind)) for kind in KINDS]
         losses, weights = [], []
-        for kind, group in groups:
+        for kind in KINDS:
+            group = objects.of_kind(kind)
             if len(group.image):
                 answers = torch.stack([*self._answers(embeddings, group, kind)])
                 losses.append(answers.mean(dim=0))

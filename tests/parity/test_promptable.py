@@ -12,7 +12,7 @@ from samssl.models.promptable import PromptableSam, Prompts
 
 IMAGE = torch.tensor([0, 0, 0, 2, 2])
 """Of five objects; the image in the middle has none."""
-CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 KINDS = [
     ("points",),
     ("boxes",),

@@ -87,8 +87,8 @@ def test_an_object_is_pointed_out_the_same_whenever_its_key_is_drawn(root: Path)
                 assert inside.sum() == mask.sum()
     moved = (one["boxes"] - one["tight_boxes"]).abs()
     assert 0 < moved.max() <= 0.1 * SIZE
-    kinds = {int(kind) for key in range(5) for kind in items(root, box=0.0)["kinds"].flatten() + 0 * key}
-    assert KINDS.index("box") not in kinds
+    kinds = items(root, count=12, box=0.0, mask=0.5)["kinds"].flatten().tolist()
+    assert {*kinds} == {KINDS.index("point"), KINDS.index("mask")}
 
 
 def test_targets_keep_small_objects_and_empty_ones_empty() -> None:
@@ -142,7 +142,8 @@ def test_one_point_is_answered_thrice_and_the_best_answer_learns(micro_sam: Sam,
     prompts = Prompts(objects.image, points=batch["points"][0][:, None], labels=torch.ones(1, 1).long())
     logits, iou = model.segmenter.decode(embeddings, prompts, multimask=True)
     by_mask = mask_losses(logits, objects.targets, 20.0)
-    found = model(batch)
+    found = {name: value.detach() for name, value in model(batch).items()}
+    by_mask, iou = by_mask.detach(), iou.detach()
     assert by_mask.shape == (1, 3)
     assert float(found["mask_loss"]) == pytest.approx(float(by_mask.min()), rel=1e-5)
     error = (iou - true_iou(logits, objects.targets)).square().mean()
@@ -204,7 +205,7 @@ def test_a_promptable_model_learns_and_its_bundle_answers_alike(root: Path, tmp_
             out=tmp_path / "val", bundle=tmp_path / "bundle", store=root / "few", split="val", clicks=2
         )
     )
-    recorded = dict((name, value) for _, name, value in state["progress"]["history"])
+    recorded = {name: value for _, name, value in state["progress"]["history"]}
     for name in ("dice", "dice_box", "dice_clicks_1", "dice_clicks_2", "dice_core"):
         assert result.metrics("val")[f"val/{name}"] == pytest.approx(recorded[f"val/{name}"], abs=1e-6)
     assert len(pd.read_parquet(tmp_path / "val" / "cases.parquet")) == 1 * 2 * 3
@@ -239,8 +240,6 @@ def test_several_stores_are_learnt_from_together(root: Path) -> None:
     data = {"store": root / "few", "more_stores": [root / "many"]}
     optim = {"steps": 2, "batch_size": 2, "warmup_steps": 1, "validate_every": 2, "log_every": 1}
     config = settings(root, data=data, optim=optim)
-    names = {name.split("_")[0].split("-")[0] for name in learnt_slices(config)}
-    assert len(names) >= 1
     assert len(learnt_slices(config)) == 4 * (2 + 4)  # two of the six slices of a case are empty
     recorded = {name: value for _, name, value in finetune(config, cpu())["progress"]["history"]}
     assert np.isfinite(recorded["val/dice"])
