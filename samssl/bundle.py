@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from segment_anything.modeling import Sam
 from torch import Tensor
 
 from samssl.config import UserError, build_config, to_tree
@@ -27,13 +28,13 @@ from samssl.models.checkpoints import (
     weights_digest,
 )
 from samssl.models.sam import ModelConfig, resolve
-from samssl.models.strategies import StrategyConfig, build_base, segmenter_from
+from samssl.models.strategies import StrategyConfig, build_base, promptable_from, segmenter_from
 from samssl.train.finetune import FinetuneConfig
 
 FORMAT = 3
 READABLE = (1, 2, 3)
 """1 has no `input`: what was fine-tuned then saw grey slices in the ranges of the store. 1 and 2 have no
-`classes`: every label was a class, exclusive of the others."""
+`classes` and `mode`: every label was a class, exclusive of the others, and all was automatic."""
 
 
 class BundleError(UserError):
@@ -57,6 +58,8 @@ class Bundle:
     """Name of each class and the labels it merges; None: every label is a class."""
     overlapping: bool = False
     """Whether the classes are regions that may share voxels."""
+    mode: str = "automatic"
+    """Whether it segments by itself (automatic) or what it is prompted for (promptable)."""
     format: int = FORMAT
 
     @property
@@ -78,6 +81,7 @@ def write_bundle(path: Path, config: FinetuneConfig, store: SliceStore, tuned: d
         input=config.data.input,
         classes=config.data.classes,
         overlapping=config.data.overlapping,
+        mode=config.mode,
     )
     with written_aside(path) as folder:
         folder.mkdir()
@@ -111,6 +115,7 @@ def read_bundle(path: Path) -> Bundle:
         input=build_config(InputConfig, tree.get("input", {}), source=str(path)),
         classes=_read_classes(tree.get("classes")),
         overlapping=bool(tree.get("overlapping", False)),
+        mode=str(tree.get("mode", "automatic")),
         format=int(tree["format"]),
     )
 
@@ -121,6 +126,8 @@ def _read_classes(tree: Mapping[str, list[str]] | None) -> dict[str, tuple[str, 
 
 def load_segmenter(path: Path, base: Path | None = None) -> Any:
     """The fine-tuned segmenter of the bundle at `path`, on the CPU and in evaluation mode.
+
+    A promptable one is a `samssl.models.promptable.PromptableSam`, wrapped where the strategy asks for it.
 
     `base` says where the base weights are, if not where the bundle was made.
 
@@ -136,7 +143,10 @@ def load_segmenter(path: Path, base: Path | None = None) -> Any:
             f"The bundle {path} was made from base weights {bundle.base_sha256[:12]}, but "
             f"{model.checkpoint or 'the random weights here'} are {found[:12]}. Set `base` to the right file."
         )
-    segmenter = segmenter_from(start, bundle.strategy, bundle.run_classes.num_outputs, bundle.seed)
+    if isinstance(start, Sam) and bundle.mode == "promptable":
+        segmenter = promptable_from(start, bundle.strategy, bundle.seed)
+    else:
+        segmenter = segmenter_from(start, bundle.strategy, bundle.run_classes.num_outputs, bundle.seed)
     tuned = load_file(path / "tuned.safetensors")
     needed = trained_tensors(segmenter).keys()
     if needed != tuned.keys():

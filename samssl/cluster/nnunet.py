@@ -17,7 +17,7 @@ from samssl.cluster.stages import manifest_of
 from samssl.config import Count, UserError, config
 from samssl.data.nnunet import DATASET, SPLITS_FILE, export_nnunet, read_nnunet_prediction
 from samssl.data.slices import SliceStore
-from samssl.evaluate import Evaluation, labelled_cases, write_scores
+from samssl.evaluate import Evaluation, class_scores, labelled_cases, write_scores
 from samssl.files import sha256_file
 from samssl.train.finetune import FinetuneDataConfig, training_rows
 
@@ -73,7 +73,7 @@ def train_and_score(config: NnunetConfig) -> Evaluation:
     predicted = (
         (case, read_nnunet_prediction(store, root / "predictions" / f"{case}.nii.gz")) for case in test
     )
-    return write_scores(config.out, store, predicted, len(test))
+    return write_scores(config.out, class_scores(store, predicted), len(test))
 
 
 def shot_cases(store: SliceStore, config: NnunetConfig) -> list[str]:

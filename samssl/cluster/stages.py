@@ -1,11 +1,12 @@
 """Each stage once: its digests in, its work, its digests out."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
-from samssl.bundle import read_bundle, write_bundle
+from samssl.bundle import load_segmenter, read_bundle, write_bundle
 from samssl.cluster.launch import call_remote, ray_map, train
 from samssl.cluster.lineage import RANDOM
 from samssl.cluster.registry import register_encoder
@@ -14,15 +15,16 @@ from samssl.cluster.tracking import find_runs
 from samssl.data.prepare import PrepareConfig, prepare
 from samssl.data.recipes.simulated import SimulateConfig, simulate
 from samssl.data.slices import REJECTED_FILE, SliceStore
-from samssl.evaluate import EvaluateConfig, evaluate
+from samssl.evaluate import CURVE_FILE, EvaluateConfig, evaluate
 from samssl.files import sha256_file, sha256_tree, write_text
 from samssl.models.checkpoints import save_state, save_tensors, save_weights
 from samssl.models.initial import RUN_FILE, LoadReport
+from samssl.models.merging import merged_weights
 from samssl.models.sam import ModelConfig, check_checkpoint, resolve
 from samssl.report.page import ReportConfig, write_report
 from samssl.train.context import State
 from samssl.train.continuation import STATE_FILE, check_continues
-from samssl.train.finetune import FinetuneConfig, classes_of, finetune, training_rows
+from samssl.train.finetune import FinetuneConfig, classes_of, finetune, learnt_slices
 from samssl.train.pretrain import PretrainConfig, pretrain, pretrained_sam
 
 COUNTED = ("loaded", "interpolated", "new", "ignored")
@@ -74,18 +76,20 @@ def run_finetune(config: FinetuneConfig, place: Place = Place()) -> Path:
     encoder, report = _finetune_start(config)
     classes_of(store, config.data)  # here, before anything is started or written
     inputs = {"manifest": Input(store.digest, config.data.store), "encoder": encoder}
+    inputs |= _further_manifests(config.data.more_stores)
     bundle = config.out / "bundle"
     with stage("finetune", config, inputs, place) as work:
         if not work.done:
             _tell_weights(work, report)
             warn_of_other_store(inputs["encoder"], inputs["manifest"])
-            shots = training_rows(store, config.data)
-            listed = [store.describe(row).replace("/", ",") for row in shots.tolist()]
+            listed = [name.replace("/", ",") for name in learnt_slices(config)]
             write_text(config.out / "shots.csv", "\n".join(["case,z", *listed]) + "\n")
             state = train(finetune, config, config.resources, work.run, work.out / "ray")
             progress = state["progress"]
             digest = write_bundle(bundle, config, store, tuned_weights(state))
             save_tensors(as_segmenter(state["weights"]), config.out / "last.safetensors")
+            if config.mode == "promptable":
+                _write_merged(work, bundle, config)
             _finish(work, state)
             work.metrics = {"best/val_dice": progress["best_score"], "best/step": progress["best_step"]}
             work.wrote("bundle", digest, bundle)
@@ -103,6 +107,8 @@ def run_evaluate(config: EvaluateConfig, place: Place = Place()) -> None:
             work.metrics = evaluation.metrics(config.split)
             table = work.out / "cases.parquet"
             work.run.log_file(table)
+            if (work.out / CURVE_FILE).is_file():
+                work.run.log_file(work.out / CURVE_FILE)
             work.wrote("cases", sha256_file(table), table)
 
 
@@ -130,7 +136,7 @@ def _finish(work: StageRun, state: State) -> None:
     """Leave the curves and pictures in the stage's folder."""
     lines = [f"{step},{metric},{value!r}" for step, metric, value in state["progress"]["history"]]
     write_text(work.out / "history.csv", "\n".join(["step,metric,value", *lines]) + "\n")
-    for pictures in ("reconstructions", "probe"):
+    for pictures in ("reconstructions", "probe", "prompts"):
         work.run.download(pictures, work.out)
     work.obsolete.append(work.out / "ray")
 
@@ -175,11 +181,25 @@ def _pretrain_start(config: PretrainConfig) -> tuple[PretrainConfig, dict[str, I
         print(f"pretrain: {check_continues(earlier, config)}", flush=True)
     encoder, report = encoder_of(config.model)
     inputs = {"manifest": manifest_of(config.data.store), "encoder": encoder}
-    for number, store in enumerate(config.data.more_stores, start=2):
-        inputs[f"manifest_{number}"] = manifest_of(store)
+    inputs |= _further_manifests(config.data.more_stores)
     if earlier:
         inputs["state"] = Input(sha256_file(earlier / STATE_FILE), earlier / STATE_FILE)
     return config, inputs, report
+
+
+def _further_manifests(stores: Sequence[Path]) -> dict[str, Input]:
+    """The stores that are learnt from beside the first, by role."""
+    return {f"manifest_{number}": manifest_of(store) for number, store in enumerate(stores, start=2)}
+
+
+def _write_merged(work: StageRun, bundle: Path, config: FinetuneConfig) -> None:
+    """Leave the fine-tuned SAM as plain weights too, where it can be: another run starts from this folder."""
+    if config.strategy.method == "adapter":
+        print("finetune: no encoder.pth, as adapters cannot be merged into SAM's own weights", flush=True)
+        return
+    checkpoint = work.out / RUN_FILE
+    save_state(merged_weights(load_segmenter(bundle), config.strategy), checkpoint)
+    work.wrote("encoder", sha256_file(checkpoint), checkpoint)
 
 
 def _tell_weights(work: StageRun, report: LoadReport) -> None:

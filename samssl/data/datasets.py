@@ -171,7 +171,7 @@ class LabelledSlices(_Slices):
 class Pooled:
     """Slices of several stores as one dataset, one part after another."""
 
-    def __init__(self, parts: Sequence[UnlabelledSlices]) -> None:
+    def __init__(self, parts: Sequence[UnlabelledSlices | LabelledSlices]) -> None:
         self.parts = list(parts)
         self._stops = [*accumulate(map(len, self.parts))]
 

@@ -128,7 +128,7 @@ def initial_file(checkpoint: PublishedName | Path | None, variant: str) -> Path 
     if not ((checkpoint / RUN_FILE).is_file() and (checkpoint / RUN_CONFIG).is_file()):
         raise CheckpointError(
             f"The folder {checkpoint} is no finished pretrain run: it lacks {RUN_FILE} or {RUN_CONFIG}. "
-            "Give a finished run, an export, or a weights file as model.checkpoint."
+            "Give such a run, a promptable finetune run, an export, or a weights file as model.checkpoint."
         )
     return checkpoint / RUN_FILE
 
@@ -172,7 +172,7 @@ def fit_to(sam: nn.Module, weights: Mapping[str, Tensor], file: Path) -> tuple[d
         )
         return fitted, report
     check_fit(sam, weights, source)
-    kind = "pretrain run of samssl" if _run_model(file) else "SAM format"
+    kind = "run of samssl" if _run_model(file) else "SAM format"
     return dict(weights), LoadReport(source, kind, loaded=tuple(weights))
 
 

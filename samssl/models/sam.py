@@ -43,7 +43,8 @@ class ModelConfig:
     checkpoint: PublishedName | Path | None = None
     """`sam`, `medsam`, `mobile_sam` or `mae`: published weights, their files in the folder that
     SAMSSL_CHECKPOINTS names or else in `checkpoints`. A path: a SAM-format or official MAE file (.pth,
-    .safetensors), or the folder of an earlier pretrain run. null or `random`: drawn from `init_seed`."""
+    .safetensors), or the folder of an earlier run, of pretrain or with mode promptable. null or `random`:
+    drawn from `init_seed`."""
     init_seed: Count = 0
     """Seed of what the checkpoint does not have: everything where there is none."""
     normalisation: Normalisation | None = None

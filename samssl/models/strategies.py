@@ -15,6 +15,7 @@ from samssl.models.baselines import Baseline, BaselineConfig, NetworkName, build
 from samssl.models.decoder import AutomaticSam
 from samssl.models.lora import LoraConfig, inject_lora
 from samssl.models.placement import published_blocks
+from samssl.models.promptable import PromptableSam
 from samssl.models.sam import ModelConfig, Variant, build_sam
 
 Method = Literal["lora", "vanilla", "adapter", "bitfit", "norm"]
@@ -140,13 +141,25 @@ def segmenter_from(base: nn.Module, strategy: StrategyConfig, num_classes: int, 
         return apply_strategy(AutomaticSam(base, num_classes, own_heads=own_heads), strategy, num_classes)
 
 
-def apply_strategy(model: AutomaticSam, strategy: StrategyConfig, num_classes: int) -> Any:
+def promptable_from(sam: Sam, strategy: StrategyConfig, seed: int) -> Any:
+    """SAM with prompts under `strategy`, from these modules; its heads are SAM's own, the IoU head included.
+
+    The IoU head trains under every strategy. `seed` draws the new layers.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = apply_strategy(PromptableSam(sam), strategy, sam.mask_decoder.num_mask_tokens)
+    model.mask_decoder.iou_prediction_head.requires_grad_(True)
+    return model
+
+
+def apply_strategy(model: AutomaticSam | PromptableSam, strategy: StrategyConfig, num_classes: int) -> Any:
     """`model`, wrapped where the method asks for it, with `requires_grad` set on exactly what trains.
 
     Neither the prompt encoder trains, nor what automatic segmentation does not use: the IoU head, and the
     other masks where the heads are SAM's own.
     """
-    num_heads = 1 if model.own_heads else num_classes
+    num_heads = 1 if isinstance(model, AutomaticSam) and model.own_heads else num_classes
     in_encoder = strategy.scope == "encoder_decoder"
     whole = _whole_modules(strategy, num_heads)
     model.requires_grad_(False)
@@ -177,7 +190,7 @@ def _whole_modules(strategy: StrategyConfig, num_heads: int) -> list[str]:
     return [*head_modules(num_heads), "mask_decoder.iou_token", *neck]
 
 
-def _placed(settings: Placed, strategy: StrategyConfig, model: AutomaticSam) -> Placed:
+def _placed(settings: Placed, strategy: StrategyConfig, model: AutomaticSam | PromptableSam) -> Placed:
     """`settings` with the published blocks where the profile asks for them."""
     if strategy.profile == "fixed" or settings.blocks is not None:
         return settings

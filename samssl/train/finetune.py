@@ -1,35 +1,47 @@
-"""Stage two: fine-tuning SAM for automatic segmentation of a few labelled cases."""
+"""Stage two: fine-tuning SAM on a few labelled cases, for segmentation that is automatic or prompted."""
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Ge
 from torch import Tensor, nn
 
-from samssl.config import BelowOne, Count, NonNegative, UserError, config
+from samssl.config import BelowOne, Count, NonNegative, UserError, config, derive, flatten
 from samssl.data.classes import Classes, run_classes
-from samssl.data.datasets import AugmentConfig, LabelledSlices, Rows, rows_of
+from samssl.data.datasets import AugmentConfig, LabelledSlices, Pooled, Rows, rows_of
 from samssl.data.embeddings import EmbeddingsConfig
 from samssl.data.inputs import InputConfig, check_input
+from samssl.data.mixture import Mixture
+from samssl.data.objects import ObjectSlices
 from samssl.data.sampling import SamplingConfig, classes_in, sampled_order
 from samssl.data.slices import SliceStore
 from samssl.data.splits import few_shot
 from samssl.data.vanishing import count_vanishing, say_vanishing
+from samssl.interactive import Asking
 from samssl.losses import LossConfig, segmentation_loss
 from samssl.metrics import case_dice, label_dice, pooled_dice
 from samssl.models.baselines import check_baseline
 from samssl.models.lora import count_trained
-from samssl.models.sam import ModelConfig, patch_size
-from samssl.models.strategies import StrategyConfig, build_segmenter, check_name, follow_name
+from samssl.models.sam import ModelConfig, build_sam, patch_size
+from samssl.models.strategies import (
+    StrategyConfig,
+    build_segmenter,
+    check_name,
+    follow_name,
+    promptable_from,
+)
 from samssl.predict import LogitsOfRows, score_cases, score_slices
+from samssl.prompts import PromptConfig
 from samssl.train.alarms import LOOKED_AT, is_looked_at, spread, validation_alarms
 from samssl.train.context import RunContext, State
 from samssl.train.frozen import FrozenEncoder
 from samssl.train.loop import Validation, fit
 from samssl.train.optim import FitConfig
+from samssl.train.prompted import PromptedDice, PromptedSegmenter
 from samssl.train.resources import ResourcesConfig
 
 
@@ -39,6 +51,10 @@ class FinetuneDataConfig:
 
     store: Path
     """The slice store, as `prepare` writes it: a folder, or a URL that fsspec reads."""
+    more_stores: tuple[Path, ...] = ()
+    """Further stores that are learnt from together with it, whatever their labels; `mode` promptable only."""
+    store_temperature: Annotated[float, Ge(1)] = 2.0
+    """Stores are drawn from in proportion to their slices ** (1 / temperature); 1 balances nothing."""
     cache: Path | None = None
     """Local folder that keeps what is read of a remote store, each file fetched once."""
     shots: Count = 0
@@ -95,8 +111,13 @@ class FinetuneConfig:
     """What to start from: the checkpoint of `pretrain`, or SAM as published."""
     strategy: StrategyConfig = StrategyConfig()
     """What to train."""
+    mode: Literal["automatic", "promptable"] = "automatic"
+    """`automatic` segments whole slices into classes; `promptable` segments the objects that points, boxes
+    or masks point out, whatever they are."""
     loss: LossConfig = LossConfig()
-    """What is minimised."""
+    """What is minimised where `mode` is automatic."""
+    prompts: PromptConfig = PromptConfig()
+    """Used where `mode` is promptable."""
     optim: FinetuneFitConfig = FinetuneFitConfig()
     """The optimisation; the score of a validation is the mean Dice of the cases in the split `val`."""
     resources: ResourcesConfig = ResourcesConfig()
@@ -110,6 +131,12 @@ class FinetuneConfig:
                 f"loss.resolution {self.loss.resolution} is more than the {self.model.image_size} px of "
                 "model.image_size, at which labels are known"
             )
+        if self.mode == "promptable":
+            self._check_promptable()
+        elif self.data.more_stores:
+            raise ValueError(
+                "data.more_stores needs mode=promptable: the labels of several stores make no common classes"
+            )
         if self.strategy.network != "sam":
             self._check_baseline()
         elif self.data.embeddings.folder:
@@ -117,8 +144,24 @@ class FinetuneConfig:
 
     @staticmethod
     def fill(tree: dict[str, Any]) -> None:
-        """Derive the model's variant, the method and its scope where `strategy.name` names them."""
+        """Derive what `strategy.name` names, and the heads that go with `mode`."""
         follow_name(tree)
+        if tree.get("mode") == "promptable" and "strategy.head" not in flatten(tree):
+            derive(tree, "strategy.head", "sam")
+
+    def _check_promptable(self) -> None:
+        if self.strategy.network != "sam":
+            raise ValueError(f"{self.strategy.network} takes no prompts: set mode=automatic")
+        if self.strategy.head != "sam":
+            raise ValueError("mode=promptable works with SAM's own heads: set strategy.head=sam")
+        unused = {
+            "data.classes": self.data.classes is not None,
+            "data.embeddings.folder": self.data.embeddings.folder is not None,
+            "data.sampling": self.data.sampling != SamplingConfig(),
+            "loss": self.loss != LossConfig(),
+        }
+        if given := [name for name, is_given in unused.items() if is_given]:
+            raise ValueError(f"{given[0]} has no meaning where mode=promptable: leave it out")
 
     def _check_baseline(self) -> None:
         network = self.strategy.network
@@ -169,6 +212,8 @@ class SupervisedSegmenter(nn.Module):
 
 def finetune(config: FinetuneConfig, context: RunContext) -> State:
     """Fine-tune on every rank of `context`; the result is what `fit` saved last."""
+    if config.mode == "promptable":
+        return finetune_promptable(config, context)
     store = SliceStore(config.data.store, config.data.cache)
     check_input(config.data.input, store)
     classes = classes_of(store, config.data)
@@ -205,6 +250,53 @@ def classes_of(store: SliceStore, data: FinetuneDataConfig) -> Classes:
         UserError: `data.classes` does not fit the labels of the store.
     """
     return run_classes(store.labels, data.classes, data.overlapping)
+
+
+def finetune_promptable(config: FinetuneConfig, context: RunContext) -> State:
+    """As `finetune`, on objects of one or more stores that prompts point out."""
+    data, size = config.data, config.model.image_size
+    stores = stores_of(data)
+    check_input(data.input, *stores)
+    segmenter = promptable_from(build_sam(config.model), config.strategy, config.optim.seed)
+    slices = Pooled(
+        [LabelledSlices(store, object_rows(store, data), size, data.augment, data.input) for store in stores]
+    )
+    origin = np.repeat(np.arange(len(stores)), [len(part) for part in slices.parts])
+    order = Mixture(origin, data.store_temperature) if len(stores) > 1 else None
+    asking = Asking(size, data.input, config.prompts.validation_clicks, context.device)
+    validation = PromptedDice(stores, segmenter, asking, context)
+    context.log({"trained_parameters": float(count_trained(segmenter))}, 0)
+    model, train = PromptedSegmenter(segmenter, config.prompts), ObjectSlices(slices, config.prompts)
+    return fit(model, train, validation.validate, config.optim, context, order=order)
+
+
+def stores_of(data: FinetuneDataConfig) -> list[SliceStore]:
+    """All stores that are learnt from."""
+    return [SliceStore(root, data.cache) for root in (data.store, *data.more_stores)]
+
+
+def object_rows(store: SliceStore, data: FinetuneDataConfig) -> Rows:
+    """Those of `training_rows` that show any object.
+
+    Raises:
+        UserError: there are none.
+    """
+    rows = training_rows(store, data)
+    foreground = store.rows.columns(("foreground_fraction",))["foreground_fraction"].to_numpy()
+    rows = rows[foreground[rows] > 0]
+    if not len(rows):
+        raise UserError(
+            f"The slices of the store {store.root} that are learnt from show no object. Raise data.shots, or "
+            "check the masks."
+        )
+    return rows
+
+
+def learnt_slices(config: FinetuneConfig) -> list[str]:
+    """The slices that are learnt from, as `case/z`."""
+    rows_in = object_rows if config.mode == "promptable" else training_rows
+    stores = stores_of(config.data)
+    return [store.describe(row) for store in stores for row in rows_in(store, config.data).tolist()]
 
 
 def training_rows(store: SliceStore, data: FinetuneDataConfig) -> Rows:

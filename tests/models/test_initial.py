@@ -206,7 +206,7 @@ def test_a_run_hands_on_its_weights_and_its_normalisation(micro_sam: Sam, tmp_pa
         sam = build_sam(micro(str(checkpoint)))
         assert weights_digest(sam.state_dict()) == weights_digest(micro_sam.state_dict())
         assert resolve(micro(str(checkpoint))).normalisation == "unit"
-        assert "pretrain run of samssl" in check_checkpoint(micro(str(checkpoint))).text()
+        assert "(run of samssl)" in check_checkpoint(micro(str(checkpoint))).text()
     save_tensors(micro_sam.state_dict(), tmp_path / "sam.safetensors", {NORMALISATION_KEY: "unit"})
     assert resolve(micro(str(tmp_path / "sam.safetensors"))).normalisation == "unit"
     assert resolve(micro(str(run), normalisation="sam")).normalisation == "sam"
