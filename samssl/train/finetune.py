@@ -318,7 +318,9 @@ def training_rows(store: SliceStore, data: FinetuneDataConfig) -> Rows:
 def warn_of_vanishing(store: SliceStore, rows: Rows, classes: Classes, config: FinetuneConfig) -> None:
     """Print how many small objects of the training slices the loss will not see."""
     size = config.model.image_size
-    loss_side = config.loss.resolution or 4 * size // patch_size(config.model.variant)
+    of_sam = config.strategy.network == "sam"
+    logits_side = 4 * size // patch_size(config.model.variant) if of_sam else size
+    loss_side = config.loss.resolution or logits_side
     found = count_vanishing(store, rows, classes, size, loss_side)
     if warning := say_vanishing(found, size, loss_side):
         print(warning, flush=True)
