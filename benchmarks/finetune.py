@@ -42,7 +42,7 @@ from samssl.losses import segmentation_loss
 from samssl.models.encoder import patch_side
 from samssl.models.sam import ModelConfig, build_sam, normalise
 from samssl.models.strategies import StrategyConfig, segmenter_from
-from samssl.predict import segment_case
+from samssl.predict import Predictor
 from samssl.train.context import LocalContext
 from samssl.train.feed import Batch, KeyedDataset, Shuffled, batches
 from samssl.train.finetune import FinetuneFitConfig, SupervisedSegmenter
@@ -272,10 +272,11 @@ def measure_volume(bench: Bench) -> dict[str, Any]:
     segmenter = bench.segmenter("decoder").eval()
     with tempfile.TemporaryDirectory() as folder:
         store = labelled_store(Path(folder), bench.slices)
+        batches = Predictor(segmenter, store, bench.size, torch.device(bench.device))
 
         def in_batches(precision: str) -> None:
             with bench.autocast(precision):
-                segment_case(segmenter, store, "test", bench.size, torch.device(bench.device))
+                batches.segment_case("test")
 
         def one_by_one() -> None:
             for z in range(bench.slices):

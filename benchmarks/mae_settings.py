@@ -32,7 +32,7 @@ from samssl.models.checkpoints import save_weights
 from samssl.models.lora import LoraConfig
 from samssl.models.sam import ModelConfig
 from samssl.models.strategies import StrategyConfig, build_segmenter
-from samssl.predict import score_cases
+from samssl.predict import Predictor
 from samssl.statistics import mean_interval, paired_comparison
 from samssl.train import finetune as tuning
 from samssl.train import pretrain as pretraining
@@ -161,7 +161,7 @@ def tune_once(job: Job, tune: str) -> str:
     patients = {case: str(store.info(case)["patient"]) for case in store.cases("test")}
     chosen = sorted(set(patients.values()))[: job.options.test_patients]
     cases = [case for case, patient in patients.items() if patient in chosen]
-    dice = case_dice(score_cases(segmenter, store, cases, size, context.device))
+    dice = case_dice(Predictor(segmenter, store, size, context.device).score_cases(cases))
     means = dice.groupby(pd.Series(patients)).mean().to_dict()
     row = {"tune": tune, "seconds": time.monotonic() - started, "patients": means}
     return job.write(f"{tune}.json", row)

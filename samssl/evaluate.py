@@ -17,7 +17,7 @@ from samssl.data.slices import SliceStore
 from samssl.files import written_aside
 from samssl.interactive import Asking, click_rows, prompt_dice, prompted_cases
 from samssl.metrics import case_dice, label_dice
-from samssl.predict import score_case, segment_cases
+from samssl.predict import Predictor, score_case
 from samssl.statistics import Interval, mean_interval
 from samssl.train.prompt_pictures import click_curve
 
@@ -91,7 +91,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             scored = prompted_scores(segmenter, store, cases, asking)
         else:
             size, classes = bundle.model.image_size, bundle.run_classes
-            predicted = segment_cases(segmenter, store, cases, size, device, bundle.input, classes)
+            predictor = Predictor(segmenter, store, size, device, bundle.input, classes)
+            predicted = ((case, predictor.segment_case(case)) for case in cases)
             scored = class_scores(store, predicted, classes)
         return write_scores(config.out, scored, len(cases))
 

@@ -1,11 +1,13 @@
 """Slices of a case to classes on the case's own voxels."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Integer
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from samssl.data.classes import Classes, ClassMap, run_classes
@@ -23,103 +25,66 @@ LogitsOfRows = Callable[[Sequence[int]], Tensor]
 from the images."""
 
 
-@torch.no_grad()
-def segment_rows(
-    segmenter: nn.Module,
-    store: SliceStore,
-    rows: Sequence[int],
-    image_size: int,
-    device: torch.device,
-    inputs: InputConfig = InputConfig(),
-    classes: Classes | None = None,
-    logits_of: LogitsOfRows | None = None,
-) -> ClassMap:
-    """The classes in slices of one case, by the rows of the index; logits, not classes, are resized.
+@dataclass(frozen=True)
+class Predictor:
+    """A segmenter on the slices of a store, in evaluation mode."""
 
-    Without `classes` every label of the store is one.
-    """
-    classes = classes or run_classes(store.labels)
-    at_once = max(1, UPSAMPLED_BYTES // (4 * classes.num_outputs * image_size**2))
-    slices = []
-    for first in range(0, len(rows), BATCH_SIZE):
-        some = rows[first : first + BATCH_SIZE]
-        pairs = [input_slice(store, row, inputs) for row in some]
-        images, ranges = (torch.stack(column).to(device) for column in zip(*pairs, strict=True))
-        height, width = images.shape[-2:]
-        logits = logits_of(some) if logits_of else segmenter(scaled(fit_square(images, image_size), ranges))
-        for part in logits.float().split(at_once):
-            slices.append(classes.decide(unfit_square(part, height, width, image_size)).cpu().numpy())
-    found = np.concatenate(slices)
-    return found.swapaxes(0, 1) if classes.overlapping else found
+    segmenter: nn.Module
+    store: SliceStore
+    image_size: int
+    device: torch.device
+    inputs: InputConfig = InputConfig()
+    classes: Classes | None = None
+    """What the segmenter tells apart; None: every label of the store is a class."""
+    logits_of: LogitsOfRows | None = None
 
+    @cached_property
+    def _classes(self) -> Classes:
+        return self.classes or run_classes(self.store.labels)
 
-def segment_case(
-    segmenter: nn.Module,
-    store: SliceStore,
-    case: str,
-    image_size: int,
-    device: torch.device,
-    inputs: InputConfig = InputConfig(),
-    classes: Classes | None = None,
-    logits_of: LogitsOfRows | None = None,
-) -> ClassMap:
-    """`segment_rows` of every slice of a case."""
-    start = store.first_row(case)
-    rows = range(start, start + store.rows.num_slices(start))
-    return segment_rows(segmenter, store, rows, image_size, device, inputs, classes, logits_of)
+    @torch.no_grad()
+    def segment_rows(self, rows: Sequence[int]) -> ClassMap:
+        """The classes in slices of one case, by the rows of the index; logits, not classes, are resized."""
+        self.segmenter.eval()
+        at_once = max(1, UPSAMPLED_BYTES // (4 * self._classes.num_outputs * self.image_size**2))
+        slices = []
+        for first in range(0, len(rows), BATCH_SIZE):
+            logits, (height, width) = self._low_res_logits(rows[first : first + BATCH_SIZE])
+            for part in logits.float().split(at_once):
+                native = unfit_square(part, height, width, self.image_size)
+                slices.append(self._classes.decide(native).cpu().numpy())
+        found = np.concatenate(slices)
+        return found.swapaxes(0, 1) if self._classes.overlapping else found
 
+    def _low_res_logits(self, rows: Sequence[int]) -> tuple[Float[Tensor, "B outputs h w"], tuple[int, int]]:
+        """Of some slices, and how many native rows and columns these have."""
+        pairs = [input_slice(self.store, row, self.inputs) for row in rows]
+        images, ranges = (torch.stack(column).to(self.device) for column in zip(*pairs, strict=True))
+        shape = (images.shape[2], images.shape[3])
+        if self.logits_of:
+            return self.logits_of(rows), shape
+        return self.segmenter(scaled(fit_square(images, self.image_size), ranges)), shape
 
-def segment_cases(
-    segmenter: nn.Module,
-    store: SliceStore,
-    cases: Iterable[str],
-    image_size: int,
-    device: torch.device,
-    inputs: InputConfig = InputConfig(),
-    classes: Classes | None = None,
-    logits_of: LogitsOfRows | None = None,
-) -> Iterator[tuple[str, ClassMap]]:
-    """`segment_case` for each case, with the segmenter in evaluation mode."""
-    segmenter.eval()
-    for case in cases:
-        yield case, segment_case(segmenter, store, case, image_size, device, inputs, classes, logits_of)
+    def segment_case(self, case: str) -> ClassMap:
+        """`segment_rows` of every slice of a case."""
+        start = self.store.first_row(case)
+        return self.segment_rows(range(start, start + self.store.rows.num_slices(start)))
 
+    def score_cases(self, cases: Iterable[str]) -> pd.DataFrame:
+        """The rows of `score_case` for every case."""
+        tables = [score_case(self.store, case, self.segment_case(case), self._classes) for case in cases]
+        return pd.concat(tables, ignore_index=True)
 
-def score_cases(
-    segmenter: nn.Module,
-    store: SliceStore,
-    cases: Iterable[str],
-    image_size: int,
-    device: torch.device,
-    inputs: InputConfig = InputConfig(),
-    classes: Classes | None = None,
-    logits_of: LogitsOfRows | None = None,
-) -> pd.DataFrame:
-    """The rows of `score_case` for every case."""
-    scored = segment_cases(segmenter, store, cases, image_size, device, inputs, classes, logits_of)
-    tables = [score_case(store, case, prediction, classes) for case, prediction in scored]
-    return pd.concat(tables, ignore_index=True)
-
-
-def score_slices(
-    segmenter: nn.Module,
-    store: SliceStore,
-    rows: Integer[np.ndarray, " rows"],
-    image_size: int,
-    device: torch.device,
-    inputs: InputConfig = InputConfig(),
-    classes: Classes | None = None,
-) -> pd.DataFrame:
-    """As `score_cases`, of single slices of labelled cases: those of one case are scored together."""
-    segmenter.eval()
-    tables = []
-    for number in np.unique(store.rows.case_numbers[rows]):
-        own = np.sort(rows[store.rows.case_numbers[rows] == number]).tolist()
-        case = store.rows.case_name(own[0])
-        found = segment_rows(segmenter, store, own, image_size, device, inputs, classes)
-        masks = [store.mask_slice(case, int(store.rows.z[row])) for row in own]
-        tables.append(score_rows(store, case, found, np.stack([m for m in masks if m is not None]), classes))
-    return pd.concat(tables, ignore_index=True)
+    def score_slices(self, rows: Integer[np.ndarray, " rows"]) -> pd.DataFrame:
+        """As `score_cases`, of single slices of labelled cases: those of one case are scored together."""
+        tables = []
+        for number in np.unique(self.store.rows.case_numbers[rows]):
+            own = np.sort(rows[self.store.rows.case_numbers[rows] == number]).tolist()
+            case = self.store.rows.case_name(own[0])
+            masks = [self.store.mask_slice(case, int(self.store.rows.z[row])) for row in own]
+            reference = np.stack([mask for mask in masks if mask is not None])
+            tables.append(score_rows(self.store, case, self.segment_rows(own), reference, self._classes))
+        return pd.concat(tables, ignore_index=True)
 
 
 def score_case(

@@ -16,7 +16,7 @@ from samssl.data.slices import SliceStore
 from samssl.data.splits import SplitConfig
 from samssl.evaluate import EvaluateConfig, evaluate
 from samssl.models.sam import ModelConfig
-from samssl.predict import segment_case
+from samssl.predict import Predictor
 from samssl.train.context import LocalContext
 from samssl.train.finetune import FinetuneConfig, FinetuneDataConfig, FinetuneFitConfig, finetune
 
@@ -51,7 +51,7 @@ def test_a_bundle_is_evaluated_on_the_input_it_was_tuned_on(tuned, tmp_path: Pat
     (case,) = store.cases("test")
     segmenter = load_segmenter(path)
     own, other = (
-        segment_case(segmenter, store, case, 32, torch.device("cpu"), inputs)
+        Predictor(segmenter, store, 32, torch.device("cpu"), inputs).segment_case(case)
         for inputs in (NEIGHBOURS, InputConfig(mr="full"))
     )
     import zarr

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,7 +34,7 @@ from samssl.models.strategies import (
     follow_name,
     promptable_from,
 )
-from samssl.predict import LogitsOfRows, score_cases, score_slices
+from samssl.predict import LogitsOfRows, Predictor
 from samssl.prompts import PromptConfig
 from samssl.train.alarms import LOOKED_AT, is_looked_at, spread, validation_alarms
 from samssl.train.context import RunContext, State
@@ -338,6 +338,7 @@ class CaseDice:
     segmenter: nn.Module
     context: RunContext
     logits_of: LogitsOfRows | None = None
+    """Of validation slices whose embeddings are kept."""
 
     def __post_init__(self) -> None:
         self.cases = self.store.cases("val")
@@ -348,12 +349,12 @@ class CaseDice:
                 "judged. Give more patients to split.val in prepare."
             )
         self.num_slices = len(rows)
+        size, inputs, device = self.config.model.image_size, self.config.data.input, self.context.device
+        self.predictor = Predictor(self.segmenter, self.store, size, device, inputs, self.classes)
 
     def validate(self, step: int) -> Validation:
         """Mean over cases of the mean over classes; and, now and then, whether slices are learnt by heart."""
-        size, inputs, device = self.config.model.image_size, self.config.data.input, self.context.device
-        of = (size, device, inputs, self.classes)
-        table = score_cases(self.segmenter, self.store, self.cases, *of, self.logits_of)
+        table = replace(self.predictor, logits_of=self.logits_of).score_cases(self.cases)
         score = float(case_dice(table).mean())
         metrics = {"val/dice": score, **label_dice(table, "val/dice")}
         if step <= self.config.optim.warmup_steps:
@@ -361,6 +362,6 @@ class CaseDice:
         learnt = None
         if is_looked_at(step, self.config.optim):
             rows = self.learnt[spread(len(self.learnt), min(self.num_slices, LOOKED_AT))]
-            learnt = score_slices(self.segmenter, self.store, rows, *of)
+            learnt = self.predictor.score_slices(rows)
             metrics |= {"val/dice_pooled": pooled_dice(table), "train/dice_pooled": pooled_dice(learnt)}
         return Validation(score=score, metrics=metrics, alarms=validation_alarms(table, learnt))

@@ -22,7 +22,7 @@ from samssl.models.baselines import (
 from samssl.models.checkpoints import put_weights, weights_digest
 from samssl.models.sam import ModelConfig
 from samssl.models.strategies import StrategyConfig
-from samssl.predict import segment_case
+from samssl.predict import Predictor
 from samssl.train.context import LocalContext
 from samssl.train.finetune import FinetuneConfig, FinetuneDataConfig, FinetuneFitConfig, finetune
 from samssl.train.loop import Validation, fit
@@ -117,7 +117,7 @@ def test_a_bundle_predicts_what_was_trained(network, tmp_path: Path, make_scans:
     put_weights(trained, tuned)
     (case,) = store.cases("test")
     own, loaded = (
-        segment_case(segmenter.eval(), store, case, 64, torch.device("cpu"))
+        Predictor(segmenter, store, 64, torch.device("cpu")).segment_case(case)
         for segmenter in (trained, load_segmenter(tmp_path / "bundle"))
     )
     np.testing.assert_array_equal(own, loaded)

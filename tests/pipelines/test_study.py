@@ -15,7 +15,7 @@ from samssl.bundle import load_segmenter
 from samssl.data.slices import SliceStore
 from samssl.models.encoder import encode_images
 from samssl.models.sam import build_micro
-from samssl.predict import segment_case
+from samssl.predict import Predictor
 
 pytestmark = pytest.mark.ray
 ARMS = ("ssl", "no_ssl")
@@ -84,7 +84,7 @@ def test_a_bundle_loads_and_predicts_what_was_evaluated(finished: Any) -> None:
     )
     assert last.keys() == best.keys()
     for case in store.cases("test"):
-        prediction = segment_case(segmenter, store, case, 32, torch.device("cpu"))
+        prediction = Predictor(segmenter, store, 32, torch.device("cpu")).segment_case(case)
         assert (prediction == zarr.open_array(folder / "evaluate/predictions.zarr" / case)[:]).all()
 
 

@@ -22,7 +22,7 @@ from samssl.data.splits import SplitConfig
 from samssl.evaluate import EvaluateConfig, evaluate
 from samssl.losses import LossConfig
 from samssl.models.sam import ModelConfig
-from samssl.predict import score_case, score_slices, segment_case
+from samssl.predict import Predictor, score_case
 from samssl.train.context import LocalContext, State
 from samssl.train.finetune import (
     FinetuneConfig,
@@ -83,7 +83,7 @@ def test_a_run_learns_its_classes_and_its_bundle_is_scored_on_them(
     scores = evaluate(EvaluateConfig(out=tmp_path, bundle=tmp_path / "bundle", store=Path(store.root)))
     (case,) = store.cases("test")
     segmenter = load_segmenter(tmp_path / "bundle")
-    found = segment_case(segmenter, store, case, 32, CPU, bundle.input, classes)
+    found = Predictor(segmenter, store, 32, CPU, bundle.input, classes).segment_case(case)
     import zarr
 
     kept = np.asarray(zarr.open_array(tmp_path / "predictions.zarr" / case, mode="r")[:])
@@ -138,13 +138,11 @@ def test_empty_slices_are_learnt_from_validated_and_tested_on(store: SliceStore)
 def test_slices_are_scored_as_the_cases_they_are_of(store: SliceStore) -> None:
     segmenter = torch.nn.Conv2d(1, 3, 1)
     rows = store.rows.rows(["train"])
-    table = score_slices(segmenter, store, rows[::-1].copy(), 16, CPU)
-    cases = [
-        score_case(store, case, segment_case(segmenter, store, case, 16, CPU))
-        for case in store.cases("train")
-    ]
+    predictor = Predictor(segmenter, store, 16, CPU)
+    table = predictor.score_slices(rows[::-1].copy())
+    cases = [score_case(store, case, predictor.segment_case(case)) for case in store.cases("train")]
     pd.testing.assert_frame_equal(table, pd.concat(cases, ignore_index=True))
-    one = score_slices(segmenter, store, rows[2:3], 16, CPU)
+    one = predictor.score_slices(rows[2:3])
     mask = store.mask_slice(store.cases("train")[0], 2)
     assert mask is not None
     assert one["reference_voxels"].tolist() == [(mask == 1).sum(), (mask == 2).sum()]
