@@ -1,6 +1,8 @@
 """MAE's settings one at a time: what each does to the probe and to few-shot Dice. Micro SAM, on the CPU.
 
     python benchmarks/mae_settings.py --store STORE --size 48 --out FOLDER
+    python benchmarks/mae_settings.py --store STORE --size 48 --out FOLDER --variants no_ssl default \
+        --tune vanilla adapter lora decoder_vanilla decoder_adapter decoder_lora
 
 Runs go side by side in single-threaded processes, as micro's operations are too small to share out. First
 all are pretrained, then fine-tuned; each part leaves a file in FOLDER, and what has one is not done again.
@@ -27,6 +29,7 @@ from samssl.masking import MaskingConfig
 from samssl.methods.mae import MaeConfig
 from samssl.metrics import case_dice
 from samssl.models.checkpoints import save_weights
+from samssl.models.lora import LoraConfig
 from samssl.models.sam import ModelConfig
 from samssl.models.strategies import StrategyConfig, build_segmenter
 from samssl.predict import score_cases
@@ -54,10 +57,16 @@ MAE = {
 VARIANTS = ["no_ssl", REFERENCE, *MASKING, *MAE]
 STRATEGIES = {
     "lora": (StrategyConfig(train_neck=True), 1e-2),
+    "adapter": (StrategyConfig(method="adapter", train_neck=True), 3e-3),
     "vanilla": (StrategyConfig(method="vanilla"), 1e-3),
-    "frozen": (StrategyConfig(scope="decoder"), 1e-2),
+    "neck": (StrategyConfig(train_neck=True, lora=LoraConfig(blocks=())), 1e-2),
+    "decoder_lora": (StrategyConfig(scope="decoder"), 1e-2),
+    "decoder_adapter": (StrategyConfig(scope="decoder", method="adapter"), 3e-3),
+    "decoder_vanilla": (StrategyConfig(scope="decoder", method="vanilla"), 1e-3),
+    "unet": (StrategyConfig(network="unet"), 1e-3),
 }
-"""What is trained in fine-tuning, and the peak learning rate, the same for every variant."""
+"""What is trained in fine-tuning, and the peak learning rate, the same for every variant. Where the encoder's
+blocks are adapted its neck trains too, as micro's is drawn at random; `neck` trains it with frozen blocks."""
 PRETRAINING = pretraining.PretrainFitConfig(batch_size=32, warmup_steps=50)
 TUNING = tuning.FinetuneFitConfig(warmup_steps=15)
 FACTS = ("val/loss", "probe/dice", "features/effective_rank")
@@ -138,7 +147,8 @@ def tune_once(job: Job, tune: str) -> str:
     started, steps, (strategy, lr) = time.monotonic(), job.options.tune_steps, STRATEGIES[tune]
     root, size, context = job.options.store, job.options.size, LocalContext()
     store = SliceStore(root)
-    model = ModelConfig(variant="micro", image_size=size, checkpoint=job.file("mae.pth"))
+    weights = job.file("mae.pth") if strategy.network == "sam" else None
+    model = ModelConfig(variant="micro", image_size=size, checkpoint=weights)
     config = tuning.FinetuneConfig(
         out=job.options.out,
         data=tuning.FinetuneDataConfig(store=root, shots=5, shot_seed=job.seed),

@@ -1,19 +1,22 @@
 """The model bundle: everything `predict` needs, nothing pickled.
 
-    bundle.json         format, strategy, label map, input, image size, base weights' digest
+    bundle.json         format, strategy, label map, classes, input, image size, base weights' digest
     tuned.safetensors   the tensors that fine-tuning changed, by name
 
 The base weights are not repeated: they are named by digest, and refused if they are others.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from segment_anything.modeling import Sam
 from torch import Tensor
 
 from samssl.config import UserError, build_config, to_tree
+from samssl.data.classes import Classes, run_classes
 from samssl.data.inputs import InputConfig
 from samssl.data.slices import SliceStore
 from samssl.files import read_json, sha256_tree, write_json, written_aside
@@ -24,14 +27,14 @@ from samssl.models.checkpoints import (
     trained_tensors,
     weights_digest,
 )
-from samssl.models.sam import ModelConfig, build_sam, resolve
-from samssl.models.strategies import StrategyConfig, promptable_from, segmenter_from
+from samssl.models.sam import ModelConfig, resolve
+from samssl.models.strategies import StrategyConfig, build_base, promptable_from, segmenter_from
 from samssl.train.finetune import FinetuneConfig
 
 FORMAT = 3
 READABLE = (1, 2, 3)
 """1 has no `input`: what was fine-tuned then saw grey slices in the ranges of the store. 1 and 2 have no
-`mode`: all was automatic."""
+`classes` and `mode`: every label was a class, exclusive of the others, and all was automatic."""
 
 
 class BundleError(UserError):
@@ -45,28 +48,39 @@ class Bundle:
     model: ModelConfig
     strategy: StrategyConfig
     labels: dict[int, str]
-    """Label id to name; id 0 is background."""
+    """Label id to name, as in the store; id 0 is background."""
     seed: int
     base_sha256: str
     """`weights_digest` of the base model, whatever file format it lies in."""
     input: InputConfig = InputConfig()
     """Channels, and the values that become 0 and 1; what lies beyond is clipped."""
+    classes: dict[str, tuple[str, ...]] | None = None
+    """Name of each class and the labels it merges; None: every label is a class."""
+    overlapping: bool = False
+    """Whether the classes are regions that may share voxels."""
     mode: str = "automatic"
     """Whether it segments by itself (automatic) or what it is prompted for (promptable)."""
     format: int = FORMAT
+
+    @property
+    def run_classes(self) -> Classes:
+        """What the segmenter tells apart."""
+        return run_classes(self.labels, self.classes, self.overlapping)
 
 
 def write_bundle(path: Path, config: FinetuneConfig, store: SliceStore, tuned: dict[str, Tensor]) -> str:
     """Write the folder `path`, whole or not at all; returns the SHA-256 over its files."""
     model = resolve(config.model)  # its normalisation belongs to the bundle, wherever the weights lie later
-    base = weights_digest(build_sam(model).state_dict())
+    base = build_base(model, config.strategy, len(store.labels), config.optim.seed)
     bundle = Bundle(
         model=model,
         strategy=config.strategy,
         labels=store.labels,
         seed=config.optim.seed,
-        base_sha256=base,
+        base_sha256=weights_digest(base.state_dict()),
         input=config.data.input,
+        classes=config.data.classes,
+        overlapping=config.data.overlapping,
         mode=config.mode,
     )
     with written_aside(path) as folder:
@@ -99,9 +113,15 @@ def read_bundle(path: Path) -> Bundle:
         seed=int(tree["seed"]),
         base_sha256=str(tree["base_sha256"]),
         input=build_config(InputConfig, tree.get("input", {}), source=str(path)),
+        classes=_read_classes(tree.get("classes")),
+        overlapping=bool(tree.get("overlapping", False)),
         mode=str(tree.get("mode", "automatic")),
         format=int(tree["format"]),
     )
+
+
+def _read_classes(tree: Mapping[str, list[str]] | None) -> dict[str, tuple[str, ...]] | None:
+    return None if tree is None else {str(name): tuple(members) for name, members in tree.items()}
 
 
 def load_segmenter(path: Path, base: Path | None = None) -> Any:
@@ -116,17 +136,17 @@ def load_segmenter(path: Path, base: Path | None = None) -> Any:
     """
     bundle = read_bundle(path)
     model = replace(bundle.model, checkpoint=base) if base else bundle.model
-    sam = build_sam(model)
-    found = weights_digest(sam.state_dict())
+    start = build_base(model, bundle.strategy, len(bundle.labels), bundle.seed)
+    found = weights_digest(start.state_dict())
     if found != bundle.base_sha256:
         raise CheckpointError(
             f"The bundle {path} was made from base weights {bundle.base_sha256[:12]}, but "
             f"{model.checkpoint or 'the random weights here'} are {found[:12]}. Set `base` to the right file."
         )
-    if bundle.mode == "promptable":
-        segmenter = promptable_from(sam, bundle.strategy, bundle.seed)
+    if isinstance(start, Sam) and bundle.mode == "promptable":
+        segmenter = promptable_from(start, bundle.strategy, bundle.seed)
     else:
-        segmenter = segmenter_from(sam, bundle.strategy, len(bundle.labels), bundle.seed)
+        segmenter = segmenter_from(start, bundle.strategy, bundle.run_classes.num_outputs, bundle.seed)
     tuned = load_file(path / "tuned.safetensors")
     needed = trained_tensors(segmenter).keys()
     if needed != tuned.keys():

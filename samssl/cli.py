@@ -51,6 +51,11 @@ STAGES = {
         "samssl.evaluate:EvaluateConfig",
         "samssl.cluster.stages:run_evaluate",
     ),
+    "nnunet": Stage(
+        "labelled cases to an nnU-Net and its scores, to compare with",
+        "samssl.cluster.nnunet:NnunetConfig",
+        "samssl.cluster.nnunet:run_nnunet",
+    ),
     "report": Stage(
         "study folder to report.html and summary.json",
         "samssl.report.page:ReportConfig",
@@ -173,6 +178,7 @@ def _run_bench(parsed: argparse.Namespace) -> None:
     if parsed.name not in names:
         raise UserError(f"Give the name of a benchmark: {', '.join(names)}.")
     sys.argv = [f"samssl bench {parsed.name}", *parsed.rest]
+    sys.path.insert(0, str(folder))  # as `python benchmarks/NAME.py` has it: they share functions
     runpy.run_path(str(folder / f"{parsed.name}.py"), run_name="__main__")
 
 

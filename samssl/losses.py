@@ -1,26 +1,96 @@
-"""Segmentation losses on low-res logits."""
+"""Segmentation losses on low-res logits, built of MONAI's."""
 
 from functools import cache
+from typing import Any, Literal
 
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from samssl.config import Count, Fraction, NonNegative, config
 from samssl.data.resize import downsample_labels
 
 
-def dice_and_cross_entropy(
-    low_res_logits: Float[Tensor, "B classes h w"], labels: Int[Tensor, "B H W"]
-) -> Float[Tensor, ""]:
-    """MONAI's Dice (over the classes of the whole batch, background left out) plus cross-entropy, 1 : 1.
+@config
+class LossConfig:
+    """What is minimised, and at which resolution."""
 
-    `labels` holds class numbers and is brought to the resolution of the logits.
+    terms: Literal["dice_ce", "dice_focal", "tversky"] = "dice_ce"
+    """Dice and cross-entropy 1 : 1, Dice and focal loss 1 : 1, or Tversky's."""
+    focal_gamma: NonNegative = 2.0
+    """Of the focal loss: how much less a pixel counts that is right already; 0 is cross-entropy."""
+    tversky_missed: Fraction = 0.7
+    """Of Tversky's loss: weight of missed pixels; those that are too many weigh the rest to 1."""
+    boundary_weight: NonNegative = 0.0
+    """Weight of a term that grows with the distance between boundaries (MONAI's LogHausdorffDTLoss, after
+    arXiv:1904.10030); 0 leaves it out. Its distance transforms run on the CPU."""
+    resolution: Count = 0
+    """Side in pixels at which the loss is taken, logits upsampled to it; 0: that of the logits."""
+    keep_small: bool = False
+    """Keep small objects that would vanish where labels are made smaller, for the model and for the loss."""
+
+
+def segmentation_loss(
+    low_res_logits: Float[Tensor, "B outputs h w"],
+    targets: Int[Tensor, "B H W"] | Bool[Tensor, "B outputs H W"],
+    loss: LossConfig = LossConfig(),
+) -> Float[Tensor, ""]:
+    """The loss of a batch, with Dice and Tversky terms over all its slices together.
+
+    `targets` are the numbers of exclusive classes (softmax; class 0, the background, has no Dice), or masks
+    of regions, True inside (sigmoid). They are brought to the resolution of the loss.
     """
-    target = downsample_labels(labels, (low_res_logits.shape[2], low_res_logits.shape[3]))
-    return _dice_ce()(low_res_logits.float(), target[:, None])
+    logits = low_res_logits.float()
+    if loss.resolution:
+        side = (loss.resolution, loss.resolution)
+        logits = F.interpolate(logits, side, mode="bilinear", align_corners=False)
+    exclusive = targets.ndim == 3
+    labels = downsample_labels(targets, (logits.shape[2], logits.shape[3]), loss.keep_small)
+    labels = labels[:, None] if exclusive else labels.float()
+    total = logits.new_zeros(())
+    for weight, part in _parts(loss, exclusive):
+        total = total + weight * part(logits, labels)
+    return total
 
 
 @cache
-def _dice_ce() -> nn.Module:
-    from monai.losses.dice import DiceCELoss
+def _parts(loss: LossConfig, exclusive: bool) -> list[tuple[float, nn.Module]]:
+    """The weighted terms of a loss. MONAI is slow to import, and not needed to predict."""
+    from monai.losses.dice import DiceCELoss, DiceLoss
+    from monai.losses.hausdorff_loss import LogHausdorffDTLoss
+    from monai.losses.tversky import TverskyLoss
 
-    return DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+    of_outputs: dict[str, Any] = {
+        "include_background": not exclusive,
+        "to_onehot_y": exclusive,
+        "softmax": exclusive,
+        "sigmoid": not exclusive,
+    }
+    parts: list[tuple[float, nn.Module]]
+    if loss.terms == "tversky":
+        missed = loss.tversky_missed
+        parts = [(1.0, TverskyLoss(**of_outputs, alpha=1 - missed, beta=missed, batch=True))]
+    elif loss.terms == "dice_focal":
+        parts = [(1.0, DiceLoss(**of_outputs, batch=True)), (1.0, _Focal(loss.focal_gamma, exclusive))]
+    elif exclusive:
+        parts = [(1.0, DiceCELoss(**of_outputs, batch=True))]
+    else:  # MONAI's DiceCELoss takes a softmax over several regions
+        parts = [(1.0, DiceLoss(**of_outputs, batch=True)), (1.0, nn.BCEWithLogitsLoss())]
+    if loss.boundary_weight:
+        parts.append((loss.boundary_weight, LogHausdorffDTLoss(**of_outputs)))
+    return parts
+
+
+class _Focal(nn.Module):
+    """MONAI's focal loss as a mean over pixels, whatever the number of exclusive classes."""
+
+    def __init__(self, gamma: float, exclusive: bool) -> None:
+        from monai.losses.focal_loss import FocalLoss
+
+        super().__init__()
+        self.exclusive = exclusive
+        self.focal = FocalLoss(to_onehot_y=exclusive, use_softmax=exclusive, gamma=gamma, reduction="none")
+
+    def forward(self, logits: Float[Tensor, "B outputs h w"], labels: Tensor) -> Float[Tensor, ""]:
+        by_output = self.focal(logits, labels)
+        return by_output.sum(dim=1).mean() if self.exclusive else by_output.mean()

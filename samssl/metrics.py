@@ -58,6 +58,18 @@ def case_dice(table: pd.DataFrame) -> pd.Series:
     return table.groupby("case")["dice"].mean().dropna()
 
 
+def pooled_dice(table: pd.DataFrame) -> float:
+    """Dice by label over the voxels of all cases together, and the mean of that over labels that are there.
+
+    Unlike `case_dice` it is the same however the slices are shared out over cases; NaN without any label.
+    """
+    voxels = table["reference_voxels"] + table["predicted_voxels"]
+    counted = table.assign(overlap=table["dice"].fillna(0.0) * voxels, voxels=voxels)
+    sums = counted.groupby("label")[["overlap", "voxels", "reference_voxels"]].sum()
+    present = sums[sums["reference_voxels"] > 0]
+    return float((present["overlap"] / present["voxels"]).mean())
+
+
 def label_dice(table: pd.DataFrame, prefix: str) -> dict[str, float]:
     """Mean Dice over cases by label, named `{prefix}_{label}` with what MLflow allows in a name."""
     means: pd.Series = table.groupby("label")["dice"].mean()

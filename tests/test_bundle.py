@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from samssl.bundle import BundleError, load_segmenter, read_bundle, write_bundle
+from samssl.data.classes import run_classes
 from samssl.data.inputs import InputConfig
 from samssl.data.prepare import DataSource, PrepareConfig, prepare
 from samssl.data.slices import SliceStore
@@ -60,9 +61,15 @@ def test_a_bundle_is_evaluated_on_the_input_it_was_tuned_on(tuned, tmp_path: Pat
     assert (own != other).any()
 
 
-def test_a_bundle_of_format_1_saw_grey_slices(tuned) -> None:
-    path, _ = tuned
+def test_bundles_of_earlier_formats_are_read(tuned) -> None:
+    """Format 1 saw grey slices; in 1 and 2 every label was a class."""
+    path, store = tuned
     tree = json.loads((path / "bundle.json").read_text())
+    del tree["classes"], tree["overlapping"]
+    (path / "bundle.json").write_text(json.dumps({**tree, "format": 2}))
+    assert read_bundle(path).input == NEIGHBOURS
+    assert read_bundle(path).run_classes == run_classes(store.labels)
+    load_segmenter(path)
     del tree["input"]
     (path / "bundle.json").write_text(json.dumps({**tree, "format": 1, "normalisation": "per case"}))
     assert read_bundle(path).input == InputConfig()

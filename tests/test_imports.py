@@ -27,7 +27,7 @@ def test_core_imports_without_ray_mlflow_and_lightly() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["simulate", "prepare", "pretrain", "finetune", "export", "evaluate", "report", "study"]
+    "name", ["simulate", "prepare", "pretrain", "finetune", "export", "evaluate", "nnunet", "report", "study"]
 )
 def test_pipeline_names_shadow_no_installed_package(name: str) -> None:
     """`python pipelines/x.py` puts that folder first on the path."""

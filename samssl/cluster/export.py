@@ -29,7 +29,7 @@ class ExportConfig:
     """A pretrain run, or a bundle that can be merged, to a folder that can be published."""
 
     run: Path
-    """Folder of a finished pretrain run, or its `encoder.pth`; with `merge`, of a finetune run or a bundle."""
+    """Folder of a finished pretrain run, or its `encoder.pth`; with `merge`, a finetune run or a bundle."""
     out: Path
     """Folder of this export; what is to be published is `model` in it."""
     merge: bool = False

@@ -32,7 +32,7 @@ PATHS = (
 
 RUNTIME = (
     *("resources.", "register.", "optim.log_every", "optim.save_every"),
-    *("optim.loader_workers", "optim.checkpoint_activations"),
+    *("optim.loader_workers", "optim.checkpoint_activations", "data.embeddings.limit_gib"),
 )
 """Fields, by how they begin, that change how a result is reached and not what it is."""
 

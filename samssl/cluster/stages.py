@@ -17,14 +17,14 @@ from samssl.data.recipes.simulated import SimulateConfig, simulate
 from samssl.data.slices import REJECTED_FILE, SliceStore
 from samssl.evaluate import CURVE_FILE, EvaluateConfig, evaluate
 from samssl.files import sha256_file, sha256_tree, write_text
-from samssl.models.checkpoints import save_state, save_weights
+from samssl.models.checkpoints import save_state, save_tensors, save_weights
 from samssl.models.initial import RUN_FILE, LoadReport
 from samssl.models.merging import merged_weights
 from samssl.models.sam import ModelConfig, check_checkpoint, resolve
 from samssl.report.page import ReportConfig, write_report
 from samssl.train.context import State
 from samssl.train.continuation import STATE_FILE, check_continues
-from samssl.train.finetune import FinetuneConfig, finetune, learnt_slices
+from samssl.train.finetune import FinetuneConfig, classes_of, finetune, learnt_slices
 from samssl.train.pretrain import PretrainConfig, pretrain, pretrained_sam
 
 COUNTED = ("loaded", "interpolated", "new", "ignored")
@@ -73,7 +73,8 @@ def run_finetune(config: FinetuneConfig, place: Place = Place()) -> Path:
     """Slice store and SAM-format checkpoint to a model bundle; returns its path."""
     store = SliceStore(config.data.store)
     config = replace(config, model=resolve(config.model))
-    encoder, report = encoder_of(config.model)
+    encoder, report = _finetune_start(config)
+    classes_of(store, config.data)  # here, before anything is started or written
     inputs = {"manifest": Input(store.digest, config.data.store), "encoder": encoder}
     inputs |= _further_manifests(config.data.more_stores)
     bundle = config.out / "bundle"
@@ -86,6 +87,7 @@ def run_finetune(config: FinetuneConfig, place: Place = Place()) -> Path:
             state = train(finetune, config, config.resources, work.run, work.out / "ray")
             progress = state["progress"]
             digest = write_bundle(bundle, config, store, tuned_weights(state))
+            save_tensors(as_segmenter(state["weights"]), config.out / "last.safetensors")
             if config.mode == "promptable":
                 _write_merged(work, bundle, config)
             _finish(work, state)
@@ -117,7 +119,11 @@ def run_report(config: ReportConfig) -> None:
 
 def tuned_weights(state: State) -> dict[str, Tensor]:
     """What fine-tuning changed, at the best validation if that was kept, named as in the segmenter."""
-    weights = state["progress"]["best_weights"] or state["weights"]
+    return as_segmenter(state["progress"]["best_weights"] or state["weights"])
+
+
+def as_segmenter(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights that `fit` kept, named as in the segmenter."""
     return {name.removeprefix("segmenter."): value for name, value in weights.items()}
 
 
@@ -151,6 +157,15 @@ def encoder_of(model: ModelConfig) -> tuple[Input, LoadReport]:
     if not isinstance(file, Path):
         return Input(f"{RANDOM}{model.variant}-{model.init_seed}", None), report
     return Input(sha256_file(file), file), report
+
+
+def _finetune_start(config: FinetuneConfig) -> tuple[Input, LoadReport]:
+    """The initial weights of SAM, or from what a baseline is drawn."""
+    network, seed = config.strategy.network, config.optim.seed
+    if network == "sam":
+        return encoder_of(config.model)
+    report = LoadReport(f"{network} drawn at random from optim.seed {seed}", "no checkpoint")
+    return Input(f"{RANDOM}{network}-{seed}", None), report
 
 
 def _pretrain_start(config: PretrainConfig) -> tuple[PretrainConfig, dict[str, Input], LoadReport]:

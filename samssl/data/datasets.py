@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from samssl.config import BelowOne, Fraction, NonNegative, UserError, config
 from samssl.data.inputs import InputConfig, input_slice, scaled
-from samssl.data.resize import fit_square
+from samssl.data.resize import fit_labels, fit_square
 from samssl.data.slices import SliceStore
 from samssl.data.views import CropConfig, draw_view, keyed_randomness
 
@@ -115,9 +115,10 @@ class LabelledSlices(_Slices):
         image_size: int,
         augment: AugmentConfig,
         inputs: InputConfig = InputConfig(),
+        keep_small: bool = False,
     ) -> None:
         super().__init__(store, rows, image_size, inputs)
-        self.augment = augment
+        self.augment, self.keep_small = augment, keep_small
         self.move = v2.RandomAffine(
             degrees=(-augment.degrees, augment.degrees),
             translate=(augment.translate, augment.translate),
@@ -128,15 +129,31 @@ class LabelledSlices(_Slices):
 
     def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor]:
         index, key = draw
-        row = int(self.rows[index])
-        image, ranges = self.image(row)
-        image = scaled(fit_square(image[None], self.image_size), ranges[None])[0]
-        labels = fit_square(self.labels(row)[None].float(), self.image_size, mode="nearest-exact")[0]
-        with keyed_randomness(key):
-            image, labels = self.flip(*self.move(tv_tensors.Image(image), tv_tensors.Mask(labels)))
-            image = self._shade(image.as_subclass(Tensor))
-        labels = labels.as_subclass(Tensor)[0].long()
+        image, labels = self.varied(int(self.rows[index]), key)
         return {"image": image, "labels": labels, "index": torch.tensor(index)}
+
+    def varied(self, row: int, key: int) -> tuple[Float[Tensor, "C S S"], Int[Tensor, "S S"]]:
+        """Image and labels of a row as the draw `key` augments them."""
+        image, labels = tv_tensors.Image(self.fitted_image(row)), tv_tensors.Mask(self.fitted_labels(row))
+        with keyed_randomness(key):
+            image, labels = self.flip(*self.move(image, labels))
+            image = self._shade(image.as_subclass(Tensor))
+        return image, labels.as_subclass(Tensor)[0].long()
+
+    def varied_labels(self, row: int, key: int) -> Int[Tensor, "S S"]:
+        """The labels of `varied` without the work for its image."""
+        with keyed_randomness(key):
+            labels = self.flip(self.move(tv_tensors.Mask(self.fitted_labels(row))))
+        return labels.as_subclass(Tensor)[0].long()
+
+    def fitted_image(self, row: int) -> Float[Tensor, "C S S"]:
+        """Intensities in [0, 1] at the model's input size, not augmented."""
+        image, ranges = self.image(row)
+        return scaled(fit_square(image[None], self.image_size), ranges[None])[0]
+
+    def fitted_labels(self, row: int) -> Float[Tensor, "1 S S"]:
+        """Class numbers at the model's input size, not augmented."""
+        return fit_labels(self.labels(row), self.image_size, self.keep_small).float()
 
     def labels(self, row: int) -> Int[Tensor, "1 H W"]:
         """Class numbers of one slice in native resolution."""

@@ -6,6 +6,7 @@ temperature makes them equal. Nothing is left to chance but the order: an epoch 
 """
 
 import hashlib
+from collections.abc import Iterable
 from typing import Annotated
 
 import numpy as np
@@ -46,19 +47,26 @@ class Mixture:
     def epoch(self, number: int, seed: int) -> Int[np.ndarray, " draws"]:
         """The items of epoch `number`."""
         if self._kept is None or self._kept[0] != (number, seed):
-            self._kept = (number, seed), self._draw(number, seed)
+            groups = (
+                np.flatnonzero(self._groups == group).astype(np.int32) for group in range(len(self.quotas))
+            )
+            self._kept = (number, seed), draw_from(groups, self.quotas, number, seed)
         return self._kept[1]
 
-    def _draw(self, number: int, seed: int) -> Int[np.ndarray, " draws"]:
-        group_of_place = np.repeat(np.arange(len(self.quotas), dtype=np.int32), self.quotas)
-        group_of_place = group_of_place[_permutation(len(self), f"{seed}/places/{number}")]
-        drawn = np.empty(len(self), np.int32)
-        for group, quota in enumerate(self.quotas.tolist()):
-            items = np.flatnonzero(self._groups == group).astype(np.int32)
-            if quota:
-                stream = _stream(len(items), number * quota, quota, f"{seed}/group/{group}")
-                drawn[group_of_place == group] = items[stream]
-        return drawn
+
+def draw_from(
+    groups: Iterable[Int[np.ndarray, "_"]], quotas: Int[np.ndarray, " groups"], number: int, seed: int
+) -> Int[np.ndarray, " draws"]:
+    """The items of epoch `number`, mixed: of each group as many as its quota, the next of its stream."""
+    draws = int(quotas.sum())
+    group_of_place = np.repeat(np.arange(len(quotas), dtype=np.int32), quotas)
+    group_of_place = group_of_place[_permutation(draws, f"{seed}/places/{number}")]
+    drawn = np.empty(draws, np.int32)
+    for group, (items, quota) in enumerate(zip(groups, quotas.tolist(), strict=True)):
+        if quota:
+            stream = _stream(len(items), number * quota, quota, f"{seed}/group/{group}")
+            drawn[group_of_place == group] = items[stream]
+    return drawn
 
 
 def quotas(sizes: Int[np.ndarray, " groups"], temperature: float, draws: int) -> Int[np.ndarray, " groups"]:

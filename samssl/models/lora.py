@@ -110,34 +110,36 @@ def encoder_ranks(encoder: nn.Module, lora: LoraConfig) -> dict[str, int]:
 
 def separate_parts(model: nn.Module, parts: Sequence[str]) -> None:
     """Give each of `parts` its share of the rank in every adapted qkv, and the other parts none."""
-    for attention in list(model.modules()):
-        fused = getattr(attention, "qkv", None)
-        if not hasattr(fused, "lora_B"):
+    for name, fused in list(model.named_modules()):
+        if not (name.endswith("attn.qkv") and hasattr(fused, "lora_B")):
             continue
-        rows = part_of_rows(attention)
         updates = fused.get_submodule("lora_B")
         assert isinstance(updates, nn.ModuleDict)
-        updates[ADAPTER] = SeparateRows(updates[ADAPTER], rows, parts)
+        whole = updates[ADAPTER]
+        assert isinstance(whole, nn.Linear)
+        rows = part_of_rows(model.get_submodule(name.rpartition(".")[0]), whole.out_features)
+        updates[ADAPTER] = SeparateRows(whole, rows, parts)
         for magnitude in fused.get_submodule("lora_magnitude_vector").children():  # of DoRA
             learnt = TrainedEntries(magnitude.get_parameter("weight"), rows, parts)
             parametrize.register_parametrization(magnitude, "weight", learnt)
 
 
-def part_of_rows(attention: nn.Module) -> list[str]:
-    """`q`, `k` or `v` for each row of the weight of `attention.qkv`: SAM has them one after the other,
-    TinyViT head by head."""
+def part_of_rows(attention: nn.Module, num_rows: int) -> list[str]:
+    """`q`, `k` or `v` for each of the `num_rows` rows of the weight of `attention.qkv`.
+
+    SAM has the three one after the other, TinyViT head by head.
+    """
     if isinstance(attention, TinyAttention):
         head = ["q"] * attention.key_dim + ["k"] * attention.key_dim + ["v"] * attention.val_dim
         return head * attention.num_heads
-    width = attention.qkv.out_features // 3  # pyright: ignore[reportAttributeAccessIssue]
+    width = num_rows // 3
     return ["q"] * width + ["k"] * width + ["v"] * width
 
 
 class SeparateRows(nn.Linear):
     """B [rows, rank * parts] of a fused update: a row meets the rank of its own part, if it has one."""
 
-    def __init__(self, whole: nn.Module, rows: Sequence[str], parts: Sequence[str]) -> None:
-        assert isinstance(whole, nn.Linear)
+    def __init__(self, whole: nn.Linear, rows: Sequence[str], parts: Sequence[str]) -> None:
         super().__init__(whole.in_features, whole.out_features, bias=False, device="meta")
         self.weight = whole.weight
         rank = whole.in_features // len(parts)

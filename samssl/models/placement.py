@@ -22,9 +22,7 @@ def attention_blocks(encoder: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def chosen_blocks(
-    encoder: nn.Module, numbers: Sequence[int] | None, field: str
-) -> dict[str, nn.Module]:
+def chosen_blocks(encoder: nn.Module, numbers: Sequence[int] | None, field: str) -> dict[str, nn.Module]:
     """The attention blocks of these numbers by name; all of them where `numbers` is None.
 
     Raises:

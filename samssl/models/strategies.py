@@ -11,6 +11,7 @@ from torch import nn
 
 from samssl.config import ConfigError, UserError, config, derive, flatten
 from samssl.models.adapter import AdapterConfig, insert_adapters
+from samssl.models.baselines import Baseline, BaselineConfig, NetworkName, build_baseline
 from samssl.models.decoder import AutomaticSam
 from samssl.models.lora import LoraConfig, inject_lora
 from samssl.models.placement import published_blocks
@@ -51,6 +52,10 @@ class StrategyConfig:
     train_neck: bool = False
     """Train the encoder's neck (two convolutions after the blocks) where the encoder is adapted but its
     weights are frozen."""
+    network: NetworkName = "sam"
+    """`sam`, or what it is compared with: `unet` or `swin_unetr`, all of it trained from scratch."""
+    baseline: BaselineConfig = BaselineConfig()
+    """Used where `network` is not sam."""
 
     def __post_init__(self) -> None:
         if self.profile == "paper" and self.method not in PUBLISHED_METHODS:
@@ -105,16 +110,26 @@ def head_modules(num_heads: int) -> list[str]:
 
 def build_segmenter(model: ModelConfig, strategy: StrategyConfig, num_classes: int, seed: int) -> Any:
     """The model of `model` for `num_classes` classes under `strategy`; `seed` draws the new layers."""
-    return segmenter_from(build_sam(model), strategy, num_classes, seed)
+    return segmenter_from(build_base(model, strategy, num_classes, seed), strategy, num_classes, seed)
 
 
-def segmenter_from(sam: Sam, strategy: StrategyConfig, num_classes: int, seed: int) -> Any:
-    """As `build_segmenter`, from a SAM that is built already; its modules are used, not copied.
+def build_base(model: ModelConfig, strategy: StrategyConfig, num_classes: int, seed: int) -> nn.Module:
+    """What fine-tuning starts from: SAM, or a baseline drawn from `seed`."""
+    if strategy.network == "sam":
+        return build_sam(model)
+    return build_baseline(strategy.network, strategy.baseline, model, num_classes, seed)
+
+
+def segmenter_from(base: nn.Module, strategy: StrategyConfig, num_classes: int, seed: int) -> Any:
+    """As `build_segmenter`, from what `build_base` gave; its modules are used, not copied.
 
     Raises:
         UserError: SAM's own heads are to draw more than one foreground, or blocks are asked for that the
             encoder does not have.
     """
+    if isinstance(base, Baseline):
+        return base
+    assert isinstance(base, Sam), "what is no baseline is SAM"
     own_heads = strategy.head == "sam"
     if own_heads and num_classes != 2:
         raise UserError(
@@ -123,7 +138,7 @@ def segmenter_from(sam: Sam, strategy: StrategyConfig, num_classes: int, seed: i
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return apply_strategy(AutomaticSam(sam, num_classes, own_heads=own_heads), strategy, num_classes)
+        return apply_strategy(AutomaticSam(base, num_classes, own_heads=own_heads), strategy, num_classes)
 
 
 def promptable_from(sam: Sam, strategy: StrategyConfig, seed: int) -> Any:

@@ -10,6 +10,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Integer, Num
 
 from samssl.config import UserError
+from samssl.data.classes import Classes, run_classes
 from samssl.data.slices import SliceStore
 from samssl.report.figures import label_color, marked, overlay
 from samssl.report.study import Evaluation, Study
@@ -51,9 +52,10 @@ def open_store(folder: Path) -> tuple[SliceStore | None, str]:
         return None, f"The slice store cannot be read, so no scans are shown. {error}"
 
 
-def legend(store: SliceStore) -> dict[str, str]:
-    """Label name -> its colour in the overlays."""
-    return {name: label_color(label) for label, name in store.labels.items() if label}
+def legend(study: Study, store: SliceStore) -> dict[str, str]:
+    """Class name -> its colour in the overlays."""
+    names = run_classes(store.labels, study.classes, study.overlapping).names
+    return {name: label_color(class_id) for class_id, name in names.items()}
 
 
 def make_examples(
@@ -70,9 +72,10 @@ def make_examples(
         pictured, seed = arms[:1], next(iter(study.evaluations[arms[0]]))
         per_case = {case: {arms[0]: dice} for case, dice in summary["arms"][arms[0]]["per_case"].items()}
     evaluations = {arm_name(arm): study.evaluations[arm][seed] for arm in pictured}
+    classes = run_classes(store.labels, study.classes, study.overlapping)
     chosen = choose_cases({case: dice[pictured[0]] for case, dice in per_case.items()})
     made = (
-        make_example(rank, case, per_case[case], store, study.root, evaluations)
+        make_example(rank, case, per_case[case], store, study.root, evaluations, classes)
         for rank, case in chosen.items()
     )
     return [example for example in made if example]
@@ -93,10 +96,12 @@ def make_example(
     store: SliceStore,
     root: Path,
     evaluations: Mapping[str, Evaluation],
+    classes: Classes,
 ) -> Example | None:
     """The pictures of one case in the slice with most reference foreground, one column an evaluation.
 
-    None where the store cannot show the case; an arm that kept no prediction of it is left out.
+    Regions that overlap are painted over each other, the largest first. None where the store cannot show
+    the case; an arm that kept no prediction of it is left out.
     """
     try:
         reference, info = store.mask(case), store.info(case)
@@ -104,11 +109,14 @@ def make_example(
         return None
     if reference is None:
         return None
-    z = int((reference > 0).sum(axis=(1, 2)).argmax())
+    shown = (classes.reference(reference) > 0).sum(axis=(-2, -1))
+    z = int(shown.reshape(-1, len(reference)).sum(axis=0).argmax())
     found = {name: read_prediction(root / ran.stage.folder, case, z) for name, ran in evaluations.items()}
-    labels = {"Reference": reference[z]}
+    labels = {"Reference": painted(classes.reference(reference[z]), classes)}
     labels |= {
-        name: seen for name, seen in found.items() if seen is not None and seen.shape == reference[z].shape
+        name: painted(seen, classes)
+        for name, seen in found.items()
+        if seen is not None and seen.shape[-2:] == reference[z].shape
     }
     window = crop_around(labels.values())
     image = scale(store.image_slice(case, z), info)[window]
@@ -128,14 +136,26 @@ def make_example(
     return Example(rank, case, dice, z, len(reference), above, tuple(below))
 
 
-def read_prediction(folder: Path, case: str, z: int) -> LabelSlice | None:
-    """Slice `z` of a case's predicted labels, or None where the evaluation kept no such array."""
+def painted(seen: np.ndarray, classes: Classes) -> LabelSlice:
+    """A slice of class ids [H, W]; of regions [K, H, W] the largest first, the others over it."""
+    if not classes.overlapping:
+        return seen
+    painting = np.zeros(seen.shape[1:], np.int32)
+    for class_id, inside in sorted(
+        zip(classes.names, seen, strict=True), key=lambda region: -region[1].sum()
+    ):
+        painting[inside] = class_id
+    return painting
+
+
+def read_prediction(folder: Path, case: str, z: int) -> np.ndarray | None:
+    """Slice `z` of a case's prediction [..., Z, H, W], or None where the evaluation kept no such array."""
     import zarr
     import zarr.errors
 
     try:
         array = zarr.open_array(folder / "predictions.zarr" / case, mode="r")
-        return np.asarray(array[z])
+        return np.asarray(array[..., z, :, :])
     except (OSError, zarr.errors.BaseZarrError, IndexError):
         return None
 

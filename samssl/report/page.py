@@ -76,7 +76,7 @@ def render(study: Study, summary: dict[str, Any], config: ReportConfig) -> str:
         curves=charts.training_curves(study, arms),
         reconstructions=charts.reconstructions(study),
         examples=examples.make_examples(study, summary, arms, store) if store else [],
-        legend=examples.legend(store) if store else {},
+        legend=examples.legend(study, store) if store else {},
         store_note=store_note,
     )
 

@@ -58,6 +58,10 @@ class Study:
     name: str
     simulated: bool
     """The study made its own subjects."""
+    classes: dict[str, tuple[str, ...]] | None
+    """What fine-tuning told apart, by the labels of each class; None: every label of the store."""
+    overlapping: bool
+    """Whether these classes were regions that may share voxels."""
     environment: dict[str, Any]
     """Versions and git commit of the first evaluation."""
     stages: tuple[Stage, ...]
@@ -102,10 +106,13 @@ def read_study(root: Path) -> Study:
         )
     first = next(iter(next(iter(evaluations.values())).values()))
     settings = _read_settings(root)
+    learnt = (settings.get("finetune") or {}).get("data") or {}
     return Study(
         root=root,
         name=str(settings.get("name") or root.name),
         simulated=bool(settings.get("simulate")),
+        classes=learnt.get("classes"),
+        overlapping=bool(learnt.get("overlapping")),
         environment=_read_environment(root / first.stage.folder),
         stages=stages,
         evaluations=evaluations,

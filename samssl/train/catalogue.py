@@ -31,8 +31,9 @@ PUBLISHED_VARIANTS: tuple[Variant, ...] = ("vit_h", "vit_b", "vit_t")
 SCOPES: tuple[Scope, ...] = ("decoder", "encoder_decoder")
 IMAGE_SIZE = 1024
 NOTES = f"""
-2 classes, background included. Memory: one image of {IMAGE_SIZE} px (micro: {MICRO_IMAGE_SIZE} px) on a GPU in fp32, weights,
-gradients and AdamW's moments included; estimated from shapes with fused attention, not measured."""
+2 classes, background included. Memory: one image of {IMAGE_SIZE} px (micro: {MICRO_IMAGE_SIZE} px) on a
+GPU in fp32, weights, gradients and AdamW's moments included; estimated from shapes with fused attention,
+not measured."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,7 @@ def place_in_words(strategy: StrategyConfig, encoder: nn.Module) -> str:
 
 
 def training_bytes(segmenter: nn.Module, total: int, trained: int, image_size: int) -> float:
-    """The most that a training step of one image holds: weights, moments, and gradients that come as
-    activations go."""
+    """The most that a training step of one image holds; gradients come as activations go."""
     kept, peak = activation_bytes(segmenter, torch.empty(1, 1, image_size, image_size, device="meta"))
     return 4.0 * (total + 2 * trained) + max(4.0 * trained, kept) + (peak - kept) + GPU_RUNTIME
 

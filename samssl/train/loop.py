@@ -15,6 +15,7 @@ from torch import nn
 from samssl.config import UserError
 from samssl.models.checkpoints import trained_tensors
 from samssl.models.recompute import choose_block_mode, why_not_compiled
+from samssl.train.alarms import loss_alarms, sound
 from samssl.train.context import RunContext, State
 from samssl.train.distributed import gathered, gradient_norm, is_sharded, mean_over_ranks, whole
 from samssl.train.feed import (
@@ -38,6 +39,8 @@ class Validation:
 
     score: float
     metrics: dict[str, float]
+    alarms: dict[str, str] = field(default_factory=dict)
+    """Name and sentence of what is wrong; each is told once in a run."""
 
 
 def fit(
@@ -193,6 +196,7 @@ class _Run:
             with torch.no_grad(), whole(self.model):
                 validation = self.validate(progress.step)
             log(progress, validation.metrics, self.context)
+            sound(progress, loss_alarms(progress, self.config) | validation.alarms, self.context)
             progress.validations_since_best += 1
             if validation.score > progress.best_score:
                 progress.best_score, progress.best_step = validation.score, progress.step

@@ -1,4 +1,4 @@
-"""Every method, scope and profile on both families of encoders: what trains, and that nothing else changes."""
+"""Every method, scope and profile on both families of encoders: what trains, and nothing else changes."""
 
 import copy
 import re

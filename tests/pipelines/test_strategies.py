@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ray import cloudpickle
 from torch import Tensor, nn
 
 from samssl.bundle import load_segmenter, write_bundle
@@ -23,6 +22,7 @@ from samssl.models.sam import ModelConfig, Variant, build_sam
 from samssl.models.strategies import PUBLISHED_METHODS, StrategyConfig, build_segmenter, strategy_name
 from samssl.train.context import RunContext, State
 from samssl.train.finetune import FinetuneConfig, FinetuneDataConfig, FinetuneFitConfig, finetune
+from samssl.train.resources import ResourcesConfig
 from samssl.train.resume import put_trained
 
 pytestmark = pytest.mark.ray
@@ -82,23 +82,39 @@ def tune_all(config: FinetuneConfig, context: RunContext, images: Tensor) -> Sta
     return results
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """This process sums in the same order as a worker of one core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def untuned_logits(model: ModelConfig) -> Tensor:
     with torch.no_grad():
         return AutomaticSam(build_sam(model), 3).eval()(IMAGES)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_every_strategy_trains_and_its_bundle_predicts_the_same(
     tmp_path: Path, make_scans: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    source, split = DataSource(root=make_scans(tmp_path / "scans", cases=4)), SplitConfig(train=2.0, val=1.0, test=1.0)
+    source, split = (
+        DataSource(root=make_scans(tmp_path / "scans", cases=4)),
+        SplitConfig(train=2.0, val=1.0, test=1.0),
+    )
     prepare(PrepareConfig(name="tiny", out=tmp_path / "store", data=source, split=split, workers=1))
     config = FinetuneConfig(
         out=tmp_path / "run",
         data=FinetuneDataConfig(store=tmp_path / "store", shots=1),
         model=ModelConfig(variant="micro", image_size=64),
         optim=FinetuneFitConfig(steps=2, batch_size=2, warmup_steps=1, validate_every=2, lr=0.01),
+        resources=ResourcesConfig(cpus_per_worker=1),
     )
+    from ray import cloudpickle  # after samssl's launch, which sets the variables that ray reads
+
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
     run = open_run("samssl", "finetune", {"stage": "finetune"})
     task = functools.partial(tune_all, images=IMAGES)

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
+from safetensors.torch import load_file
 from segment_anything.modeling import Sam
 
 from samssl.bundle import load_segmenter
@@ -78,6 +79,10 @@ def test_a_bundle_loads_and_predicts_what_was_evaluated(finished: Any) -> None:
     folder = finished.out / "arms/ssl/seed0"
     store = SliceStore(finished.out / "store")
     segmenter = load_segmenter(folder / "finetune/bundle")
+    last, best = (
+        load_file(folder / "finetune" / name) for name in ("last.safetensors", "bundle/tuned.safetensors")
+    )
+    assert last.keys() == best.keys()
     for case in store.cases("test"):
         prediction = segment_case(segmenter, store, case, 32, torch.device("cpu"))
         assert (prediction == zarr.open_array(folder / "evaluate/predictions.zarr" / case)[:]).all()

@@ -7,8 +7,16 @@ import pandas as pd
 import pytest
 import zarr
 
+from samssl.data.classes import run_classes
 from samssl.data.slices import SliceStore
-from samssl.report.examples import choose_cases, crop_around, make_example, read_prediction, scale
+from samssl.report.examples import (
+    choose_cases,
+    crop_around,
+    make_example,
+    painted,
+    read_prediction,
+    scale,
+)
 from samssl.report.study import read_study
 from tests.report.conftest import StudyWriter
 
@@ -60,17 +68,37 @@ def test_example_shows_the_slice_with_most_foreground(study: StudyWriter, store:
     case = store.cases("test")[0]
     folder = study.evaluation("ssl", 0, {case: 0.5})
     evaluations = {"SSL": read_study(study.root).evaluations["ssl"][0]}
-    example = make_example("Best", case, {"ssl": 0.5}, store, study.root, evaluations)
+    every = run_classes(store.labels)
+    example = make_example("Best", case, {"ssl": 0.5}, store, study.root, evaluations, every)
     assert example
     assert (example.z, example.num_slices) == (1, 3)
     # Without a prediction there is the reference and the image; with one, a column more.
     assert [panel.title for panel in example.above + example.below] == ["Reference", "Image"]
     zarr.create_array(folder / "predictions.zarr" / case, shape=(3, 12, 10), dtype="uint8")[:] = 1
-    example = make_example("Best", case, {"ssl": 0.5}, store, study.root, evaluations)
+    example = make_example("Best", case, {"ssl": 0.5}, store, study.root, evaluations, every)
     assert example
     assert [panel.title for panel in example.above] == ["Reference", "SSL"]
     assert [panel.title for panel in example.below] == ["Image", "SSL: differences"]
 
 
 def test_case_that_the_store_does_not_know(study: StudyWriter, store: SliceStore) -> None:
-    assert make_example("Best", "nobody", {}, store, study.root, {}) is None
+    assert make_example("Best", "nobody", {}, store, study.root, {}, run_classes(store.labels)) is None
+
+
+def test_regions_are_painted_the_smaller_over_the_larger(study: StudyWriter, store: SliceStore) -> None:
+    case = store.cases("test")[0]
+    regions = run_classes(
+        store.labels, {"whole": ["liver", "tumour"], "tumour": ["tumour"]}, overlapping=True
+    )
+    seen = np.zeros((2, 3, 12, 10), bool)
+    seen[0, 1, 2:8, 2:8] = seen[1, 1, 4:6, 4:6] = True
+    picture = painted(seen[:, 1], regions)
+    assert (picture == 2).sum() == 4
+    assert (picture == 1).sum() == 32
+    folder = study.evaluation("ssl", 0, {case: 0.5})
+    zarr.create_array(folder / "predictions.zarr" / case, shape=seen.shape, dtype="bool")[:] = seen
+    np.testing.assert_array_equal(read_prediction(folder, case, 1), seen[:, 1])  # pyright: ignore[reportArgumentType]
+    evaluations = {"SSL": read_study(study.root).evaluations["ssl"][0]}
+    example = make_example("Best", case, {"ssl": 0.5}, store, study.root, evaluations, regions)
+    assert example
+    assert [panel.title for panel in example.above] == ["Reference", "SSL"]
