@@ -156,6 +156,7 @@ class FinetuneConfig:
             raise ValueError("mode=promptable works with SAM's own heads: set strategy.head=sam")
         unused = {
             "data.classes": self.data.classes is not None,
+            "data.overlapping": self.data.overlapping,
             "data.embeddings.folder": self.data.embeddings.folder is not None,
             "data.sampling": self.data.sampling != SamplingConfig(),
             "loss": self.loss != LossConfig(),

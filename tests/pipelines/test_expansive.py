@@ -39,6 +39,7 @@ def test_a_task_is_fine_tuned_from_a_promptable_run(
         "strategy": {"method": "vanilla"},
         "prompts": {"validation_clicks": 2, "objects_per_slice": 2},
         "optim": {"steps": 2, "batch_size": 4, "warmup_steps": 1, "validate_every": 2, "keep_best": False},
+        "resources": {"workers": 2},
     }
     expansive = build_config(FinetuneConfig, tree, source="test")
     bundle = run_finetune(expansive)
