@@ -71,10 +71,7 @@ class Evaluation:
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
-    """Segment and score every labelled case of the split.
-
-    Writes what `write_scores` does and, for a promptable bundle, the curve `clicks.png`.
-    """
+    """Segment and score every labelled case of the split; writes what `write_scores` does."""
     store = SliceStore(config.store)
     cases = labelled_cases(store, config.split)
     bundle = read_bundle(config.bundle)
@@ -124,7 +121,7 @@ def prompted_scores(segmenter: Any, store: SliceStore, cases: list[str], asking:
 
 
 def write_scores(out: Path, scored: Iterable[Scored], total: int) -> Evaluation:
-    """Take `total` cases as they come; writes `cases.parquet`, `predictions.zarr`, and a curve of clicks."""
+    """Write `cases.parquet`, `predictions.zarr` and, of prompts, `clicks.png`, as `total` cases come."""
     tables = []
     with written_aside(out / "predictions.zarr") as folder:
         for case, prediction, table in tqdm(scored, total=total, desc="evaluate", unit="case", mininterval=2):

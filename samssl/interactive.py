@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64, Integer
 from torch import Tensor
 
-from samssl.data.inputs import InputConfig, input_slice, scaled
-from samssl.data.resize import fit_square, fitted_shape, unfit_square
+from samssl.data.inputs import InputConfig, square_images
+from samssl.data.resize import fitted_shape, unfit_square
 from samssl.data.slices import SliceStore
 from samssl.metrics import case_dice
 from samssl.models.promptable import Prompts, best_masks
@@ -103,7 +103,8 @@ def case_answers(
     for first in range(0, len(occupied), SLICES_AT_ONCE):
         planes = occupied[first : first + SLICES_AT_ONCE]
         rows = [store.first_row(case) + z for z in planes]
-        embeddings = segmenter.embed(slice_images(store, rows, asking))
+        images = square_images(store, rows, asking.image_size, asking.inputs, asking.device)
+        embeddings = segmenter.embed(images)
         objects = [(z, label) for z in planes for label in np.unique(reference[z]).tolist() if label]
         for start in range(0, len(objects), OBJECTS_AT_ONCE):
             together = objects[start : start + OBJECTS_AT_ONCE]
@@ -111,13 +112,6 @@ def case_answers(
             image = torch.tensor([planes.index(z) for z, _ in together], device=asking.device)
             for answer in answers(segmenter, embeddings, image, masks, asking):
                 yield together, answer
-
-
-def slice_images(store: SliceStore, rows: list[int], asking: Asking) -> Float[Tensor, "B C S S"]:
-    """Slices of one case on the model's square input, intensities in [0, 1]."""
-    pairs = [input_slice(store, row, asking.inputs) for row in rows]
-    images, ranges = (torch.stack(column).to(asking.device) for column in zip(*pairs, strict=True))
-    return scaled(fit_square(images, asking.image_size), ranges)
 
 
 def answers(

@@ -11,8 +11,8 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from samssl.data.classes import Classes, ClassMap, run_classes
-from samssl.data.inputs import InputConfig, input_slice, scaled
-from samssl.data.resize import fit_square, unfit_square
+from samssl.data.inputs import InputConfig, square_images
+from samssl.data.resize import unfit_square
 from samssl.data.slices import SliceStore
 from samssl.metrics import LabelDice, dice_per_label
 
@@ -47,23 +47,18 @@ class Predictor:
         """The classes in slices of one case, by the rows of the index; logits, not classes, are resized."""
         self.segmenter.eval()
         at_once = max(1, UPSAMPLED_BYTES // (4 * self._classes.num_outputs * self.image_size**2))
-        slices = []
+        _, height, width = self.store.shape(self.store.rows.case_name(rows[0]))
+        logits_of, slices = self.logits_of or self._compute_logits, []
         for first in range(0, len(rows), BATCH_SIZE):
-            logits, (height, width) = self._low_res_logits(rows[first : first + BATCH_SIZE])
-            for part in logits.float().split(at_once):
+            for part in logits_of(rows[first : first + BATCH_SIZE]).float().split(at_once):
                 native = unfit_square(part, height, width, self.image_size)
                 slices.append(self._classes.decide(native).cpu().numpy())
         found = np.concatenate(slices)
         return found.swapaxes(0, 1) if self._classes.overlapping else found
 
-    def _low_res_logits(self, rows: Sequence[int]) -> tuple[Float[Tensor, "B outputs h w"], tuple[int, int]]:
-        """Of some slices, and how many native rows and columns these have."""
-        pairs = [input_slice(self.store, row, self.inputs) for row in rows]
-        images, ranges = (torch.stack(column).to(self.device) for column in zip(*pairs, strict=True))
-        shape = (images.shape[2], images.shape[3])
-        if self.logits_of:
-            return self.logits_of(rows), shape
-        return self.segmenter(scaled(fit_square(images, self.image_size), ranges)), shape
+    def _compute_logits(self, rows: Sequence[int]) -> Float[Tensor, "B outputs h w"]:
+        """`low_res_logits` of some slices."""
+        return self.segmenter(square_images(self.store, rows, self.image_size, self.inputs, self.device))
 
     def segment_case(self, case: str) -> ClassMap:
         """`segment_rows` of every slice of a case."""

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 from samssl.cluster.stage import Place, stage
-from samssl.cluster.stages import manifest_of
+from samssl.cluster.stages import manifest_of, record_scores
 from samssl.config import Count, UserError, config
 from samssl.data.nnunet import DATASET, SPLITS_FILE, export_nnunet, read_nnunet_prediction
 from samssl.data.slices import SliceStore
 from samssl.evaluate import Evaluation, class_scores, labelled_cases, write_scores
-from samssl.files import sha256_file
 from samssl.train.finetune import FinetuneDataConfig, training_rows
 
 
@@ -48,11 +47,7 @@ def run_nnunet(config: NnunetConfig, place: Place = Place()) -> None:
         raise UserError("nnU-Net is not installed. Install it with: pip install 'samssl[nnunet]'")
     with stage("nnunet", config, {"manifest": manifest_of(config.store)}, place) as work:
         if not work.done:
-            evaluation = train_and_score(config)
-            work.metrics = evaluation.metrics(config.split)
-            table = work.out / "cases.parquet"
-            work.run.log_file(table)
-            work.wrote("cases", sha256_file(table), table)
+            record_scores(work, train_and_score(config), config.split)
 
 
 def train_and_score(config: NnunetConfig) -> Evaluation:

@@ -15,7 +15,7 @@ from samssl.cluster.tracking import find_runs
 from samssl.data.prepare import PrepareConfig, prepare
 from samssl.data.recipes.simulated import SimulateConfig, simulate
 from samssl.data.slices import REJECTED_FILE, SliceStore
-from samssl.evaluate import CURVE_FILE, EvaluateConfig, evaluate
+from samssl.evaluate import CURVE_FILE, EvaluateConfig, Evaluation, evaluate
 from samssl.files import sha256_file, sha256_tree, write_text
 from samssl.models.checkpoints import save_state, save_tensors, save_weights
 from samssl.models.initial import RUN_FILE, LoadReport
@@ -103,13 +103,17 @@ def run_evaluate(config: EvaluateConfig, place: Place = Place()) -> None:
     inputs = {"manifest": manifest_of(config.store), "bundle": bundle}
     with stage("evaluate", config, inputs, place) as work:
         if not work.done:
-            evaluation = call_remote(evaluate, config)
-            work.metrics = evaluation.metrics(config.split)
-            table = work.out / "cases.parquet"
-            work.run.log_file(table)
-            if (work.out / CURVE_FILE).is_file():
-                work.run.log_file(work.out / CURVE_FILE)
-            work.wrote("cases", sha256_file(table), table)
+            record_scores(work, call_remote(evaluate, config), config.split)
+
+
+def record_scores(work: StageRun, evaluation: Evaluation, split: str) -> None:
+    """Log the scores of a split, and the table and the picture that evaluation left in the stage's folder."""
+    work.metrics = evaluation.metrics(split)
+    table = work.out / "cases.parquet"
+    work.run.log_file(table)
+    if (work.out / CURVE_FILE).is_file():
+        work.run.log_file(work.out / CURVE_FILE)
+    work.wrote("cases", sha256_file(table), table)
 
 
 def run_report(config: ReportConfig) -> None:

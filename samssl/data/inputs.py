@@ -5,7 +5,7 @@ The CPU side reads and clips: values stay in their own units, counted from the l
 the batch is, on the accelerator, by `unit_images`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from samssl.config import PositiveFloat, PositiveInt, UserError, config
 from samssl.data.intensity import CaseIntensity, Rule, Window, range_by_rule, window_hu
+from samssl.data.resize import fit_square
 from samssl.data.slices import SliceStore
 
 
@@ -107,6 +108,15 @@ def input_slice(
     case = store.rows.case_name(row)
     planes = np.stack([read(case, z) for z in slices_seen(inputs, store, row)])
     return above_floor(planes, ranges), range_above_floor(ranges)
+
+
+def square_images(
+    store: SliceStore, rows: Sequence[int], size: int, inputs: InputConfig, device: torch.device
+) -> Float[Tensor, "B C size size"]:
+    """Slices of one case on the model's square input, intensities in [0, 1], on `device`."""
+    pairs = [input_slice(store, row, inputs) for row in rows]
+    images, ranges = (torch.stack(column).to(device) for column in zip(*pairs, strict=True))
+    return scaled(fit_square(images, size), ranges)
 
 
 def unit_images(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ temperature makes them equal. Nothing is left to chance but the order: an epoch 
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
@@ -27,46 +27,46 @@ class BalanceConfig:
     """Groups are drawn in proportion to their size ** (1 / temperature); 1 balances nothing."""
 
 
-class Mixture:
-    """An order (`samssl.train.feed.Order`) of as many draws an epoch as there are items.
+class Pools:
+    """An order (`samssl.train.feed.Order`) that draws a fixed number of slices an epoch from each pool.
 
-    Each group has an endless stream of its own: all its items shuffled, then all shuffled anew. An epoch
-    takes the next of each stream, so no item of a group comes again before all others have come.
+    Each pool has an endless stream of its own: all its items shuffled, then all shuffled anew. An epoch
+    takes the next of each stream, so no item of a pool comes again before all others have come.
     """
+
+    def __init__(self, pools: Sequence[Int[np.ndarray, "_"]], quotas: Int[np.ndarray, " pools"]) -> None:
+        """`pools` hold item numbers, of which some may be in several; one that is drawn from is not empty."""
+        self.pools, self.quotas = pools, quotas
+        self._kept: tuple[tuple[int, int], np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return int(self.quotas.sum())
+
+    def epoch(self, number: int, seed: int) -> Int[np.ndarray, " draws"]:
+        """The items of epoch `number`, mixed."""
+        if self._kept is None or self._kept[0] != (number, seed):
+            self._kept = (number, seed), self._draw(number, seed)
+        return self._kept[1]
+
+    def _draw(self, number: int, seed: int) -> Int[np.ndarray, " draws"]:
+        pool_of_place = np.repeat(np.arange(len(self.quotas), dtype=np.int32), self.quotas)
+        pool_of_place = pool_of_place[_permutation(len(self), f"{seed}/places/{number}")]
+        drawn = np.empty(len(self), np.int32)
+        for pool, (items, quota) in enumerate(zip(self.pools, self.quotas.tolist(), strict=True)):
+            if quota:
+                stream = _stream(len(items), number * quota, quota, f"{seed}/group/{pool}")
+                drawn[pool_of_place == pool] = items[stream]
+        return drawn
+
+
+class Mixture(Pools):
+    """Pools of the items of each group, balanced by a temperature; as many draws as there are items."""
 
     def __init__(self, groups: Int[np.ndarray, " items"], temperature: float) -> None:
         """`groups` holds the group number of each item."""
         sizes = np.bincount(groups)
-        self._groups = groups
-        self._kept: tuple[tuple[int, int], np.ndarray] | None = None
-        self.quotas = quotas(sizes, temperature, draws=len(groups))
-
-    def __len__(self) -> int:
-        return len(self._groups)
-
-    def epoch(self, number: int, seed: int) -> Int[np.ndarray, " draws"]:
-        """The items of epoch `number`."""
-        if self._kept is None or self._kept[0] != (number, seed):
-            groups = (
-                np.flatnonzero(self._groups == group).astype(np.int32) for group in range(len(self.quotas))
-            )
-            self._kept = (number, seed), draw_from(groups, self.quotas, number, seed)
-        return self._kept[1]
-
-
-def draw_from(
-    groups: Iterable[Int[np.ndarray, "_"]], quotas: Int[np.ndarray, " groups"], number: int, seed: int
-) -> Int[np.ndarray, " draws"]:
-    """The items of epoch `number`, mixed: of each group as many as its quota, the next of its stream."""
-    draws = int(quotas.sum())
-    group_of_place = np.repeat(np.arange(len(quotas), dtype=np.int32), quotas)
-    group_of_place = group_of_place[_permutation(draws, f"{seed}/places/{number}")]
-    drawn = np.empty(draws, np.int32)
-    for group, (items, quota) in enumerate(zip(groups, quotas.tolist(), strict=True)):
-        if quota:
-            stream = _stream(len(items), number * quota, quota, f"{seed}/group/{group}")
-            drawn[group_of_place == group] = items[stream]
-    return drawn
+        pools = [np.flatnonzero(groups == group).astype(np.int32) for group in range(len(sizes))]
+        super().__init__(pools, quotas(sizes, temperature, draws=len(groups)))
 
 
 def quotas(sizes: Int[np.ndarray, " groups"], temperature: float, draws: int) -> Int[np.ndarray, " groups"]:

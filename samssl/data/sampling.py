@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 
 from samssl.config import Fraction, UserError, config
 from samssl.data.classes import Classes
-from samssl.data.mixture import draw_from
+from samssl.data.mixture import Pools
 from samssl.data.slices import SliceStore
 
 
@@ -25,24 +25,6 @@ class SamplingConfig:
     balance: Literal["none", "class"] = "none"
     """`class`: of the draws that show a class, each class has equally many; a slice stands for every class
     in it."""
-
-
-class Pools:
-    """An order (`samssl.train.feed.Order`) that draws a fixed number of slices an epoch from each pool."""
-
-    def __init__(self, pools: list[Int[np.ndarray, "_"]], quotas: Int[np.ndarray, " pools"]) -> None:
-        """`pools` hold item numbers, of which some may be in several; none is empty."""
-        self.pools, self.quotas = pools, quotas
-        self._kept: tuple[tuple[int, int], np.ndarray] | None = None
-
-    def __len__(self) -> int:
-        return int(self.quotas.sum())
-
-    def epoch(self, number: int, seed: int) -> Int[np.ndarray, " draws"]:
-        """The items of epoch `number`."""
-        if self._kept is None or self._kept[0] != (number, seed):
-            self._kept = (number, seed), draw_from(self.pools, self.quotas, number, seed)
-        return self._kept[1]
 
 
 def sampled_order(
@@ -85,6 +67,11 @@ def pools_of(
         pools.append(np.flatnonzero(~shown).astype(np.int32))
         quotas = np.append(quotas, num_empty)
     return pools, quotas
+
+
+def evenly(length: int, count: int) -> Int[np.ndarray, " places"]:
+    """At most `count` of `length` places, evenly from the first to the last."""
+    return np.linspace(0, length - 1, min(count, length)).round().astype(int)
 
 
 def classes_in(

@@ -90,6 +90,11 @@ class SliceStore:
         with self._naming(case):
             return self._array(case, "image").read(z)
 
+    def shape(self, case: str) -> tuple[int, int, int]:
+        """Slices, rows and columns of the volume."""
+        with self._naming(case):
+            return self._array(case, "image").shape
+
     def mask_slice(self, case: str, z: int) -> Integer[np.ndarray, "H W"] | None:
         """One slice of the label ids; None if the case has no mask."""
         if not self._has_mask(case):

@@ -11,6 +11,7 @@ from jaxtyping import Int, Integer
 
 from samssl.data.classes import Classes
 from samssl.data.resize import fitted_shape
+from samssl.data.sampling import evenly
 from samssl.data.slices import SliceStore
 
 SLICES = 500
@@ -34,8 +35,7 @@ def count_vanishing(
 ) -> list[Vanishing]:
     """What vanishes of each class in a sample of the labelled `rows`, where labels are resized plainly."""
     counts = {class_id: np.zeros(3, np.int64) for class_id in classes.names}
-    sample = rows[np.unique(np.linspace(0, len(rows) - 1, min(SLICES, len(rows))).round().astype(int))]
-    for row in sample.tolist():
+    for row in rows[evenly(len(rows), SLICES)].tolist():
         mask = store.mask_slice(store.rows.case_name(row), int(store.rows.z[row]))
         assert mask is not None, "only labelled slices are learnt from"
         present = set(np.unique(mask).tolist())

@@ -63,29 +63,37 @@ def class_decoder(decoder: MaskDecoder, num_classes: int) -> MaskDecoder:
     return resized
 
 
-class AutomaticSam(nn.Module):
-    """Prompt-free segmentation into `num_classes` exclusive classes, class 0 being background.
+class SamModules(nn.Module):
+    """SAM's own modules under SAM's names, so that keys of `state_dict()` are Meta's."""
 
-    The modules keep SAM's names, so that keys of `state_dict()` are Meta's. With `own_heads` the decoder
-    keeps SAM's four mask tokens too: of two classes, the foreground's logit is the mask that SAM gives
-    with `multimask_output=False`, and the background's is 0.
-    """
-
-    def __init__(self, sam: Sam, num_classes: int, *, own_heads: bool = False) -> None:
+    def __init__(self, sam: Sam) -> None:
         super().__init__()
-        assert not own_heads or num_classes == 2, f"SAM's own heads draw one mask, not {num_classes} classes"
-        self.own_heads = own_heads
         self.image_encoder = sam.image_encoder
         self.prompt_encoder = sam.prompt_encoder
-        self.mask_decoder = sam.mask_decoder if own_heads else class_decoder(sam.mask_decoder, num_classes)
-
-    def forward(self, images: Float[Tensor, "B channels H W"]) -> Float[Tensor, "B classes h w"]:
-        """`low_res_logits` before softmax of images with intensities in [0, 1], at 4 x the token grid."""
-        return self.decode(self.embed(images))
+        self.mask_decoder = sam.mask_decoder
 
     def embed(self, images: Float[Tensor, "B channels H W"]) -> Float[Tensor, "B C h w"]:
         """Image embeddings of images with intensities in [0, 1]: all that the encoder does."""
         return embed_images(self.image_encoder, normalise(images, self.image_encoder))
+
+
+class AutomaticSam(SamModules):
+    """Prompt-free segmentation into `num_classes` exclusive classes, class 0 being background.
+
+    With `own_heads` the decoder keeps SAM's four mask tokens: of two classes, the foreground's logit is the
+    mask that SAM gives with `multimask_output=False`, and the background's is 0.
+    """
+
+    def __init__(self, sam: Sam, num_classes: int, *, own_heads: bool = False) -> None:
+        super().__init__(sam)
+        assert not own_heads or num_classes == 2, f"SAM's own heads draw one mask, not {num_classes} classes"
+        self.own_heads = own_heads
+        if not own_heads:
+            self.mask_decoder = class_decoder(sam.mask_decoder, num_classes)
+
+    def forward(self, images: Float[Tensor, "B channels H W"]) -> Float[Tensor, "B classes h w"]:
+        """`low_res_logits` before softmax of images with intensities in [0, 1], at 4 x the token grid."""
+        return self.decode(self.embed(images))
 
     def decode(self, image_embeddings: Float[Tensor, "B C h w"]) -> Float[Tensor, "B classes H W"]:
         """`low_res_logits` before softmax, at 4 x the token grid."""

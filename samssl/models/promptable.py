@@ -11,12 +11,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
-from segment_anything.modeling import PromptEncoder, Sam
-from torch import Tensor, nn
+from segment_anything.modeling import PromptEncoder
+from torch import Tensor
 
-from samssl.models.backbones import embed_images, token_side
-from samssl.models.decoder import decode_masks
-from samssl.models.sam import normalise
+from samssl.models.backbones import token_side
+from samssl.models.decoder import SamModules, decode_masks
 
 
 @dataclass(frozen=True)
@@ -50,14 +49,8 @@ class Prompts:
         return only_points and self.points is not None and self.points.shape[1] == 1
 
 
-class PromptableSam(nn.Module):
-    """SAM's own modules under SAM's names, so that keys of `state_dict()` are Meta's."""
-
-    def __init__(self, sam: Sam) -> None:
-        super().__init__()
-        self.image_encoder = sam.image_encoder
-        self.prompt_encoder = sam.prompt_encoder
-        self.mask_decoder = sam.mask_decoder
+class PromptableSam(SamModules):
+    """SAM's own modules, asked about objects."""
 
     def forward(
         self, images: Float[Tensor, "B channels H W"], prompts: Prompts, *, multimask: bool
@@ -67,10 +60,6 @@ class PromptableSam(nn.Module):
         M is 3 with `multimask` and else 1; h and w are 4 x the token grid.
         """
         return self.decode(self.embed(images), prompts, multimask=multimask)
-
-    def embed(self, images: Float[Tensor, "B channels H W"]) -> Float[Tensor, "B C h w"]:
-        """Image embeddings of images with intensities in [0, 1]: all that the encoder does."""
-        return embed_images(self.image_encoder, normalise(images, self.image_encoder))
 
     def decode(
         self, image_embeddings: Float[Tensor, "B C h w"], prompts: Prompts, *, multimask: bool

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int
 
 from samssl.metrics import pooled_dice
 from samssl.train.context import RunContext
@@ -59,11 +58,6 @@ def is_looked_at(step: int, fit_config: FitConfig) -> bool:
     """Whether training slices are segmented at this validation: the 1st, 2nd, 4th, 8th, ... and the last."""
     number = step // fit_config.validate_every
     return step == fit_config.steps or number & (number - 1) == 0
-
-
-def spread(length: int, count: int) -> Int[np.ndarray, " places"]:
-    """`count` of `length` places, evenly spread."""
-    return np.linspace(0, length - 1, min(count, length)).round().astype(int)
 
 
 def _prediction_alarms(table: pd.DataFrame) -> dict[str, str]:

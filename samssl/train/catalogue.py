@@ -25,7 +25,8 @@ from samssl.models.strategies import (
     strategy_name,
 )
 from samssl.train.costs import pass_memory
-from samssl.train.plan import GIB, GPU_RUNTIME
+from samssl.train.memory import GIB
+from samssl.train.plan import GPU_RUNTIME
 
 PUBLISHED_VARIANTS: tuple[Variant, ...] = ("vit_h", "vit_b", "vit_t")
 SCOPES: tuple[Scope, ...] = ("decoder", "encoder_decoder")

@@ -17,7 +17,7 @@ from samssl.data.embeddings import EmbeddingsConfig
 from samssl.data.inputs import InputConfig, check_input
 from samssl.data.mixture import Mixture
 from samssl.data.objects import ObjectSlices
-from samssl.data.sampling import SamplingConfig, classes_in, sampled_order
+from samssl.data.sampling import SamplingConfig, classes_in, evenly, sampled_order
 from samssl.data.slices import SliceStore
 from samssl.data.splits import few_shot
 from samssl.data.vanishing import count_vanishing, say_vanishing
@@ -36,7 +36,7 @@ from samssl.models.strategies import (
 )
 from samssl.predict import LogitsOfRows, Predictor
 from samssl.prompts import PromptConfig
-from samssl.train.alarms import LOOKED_AT, is_looked_at, spread, validation_alarms
+from samssl.train.alarms import LOOKED_AT, is_looked_at, validation_alarms
 from samssl.train.context import RunContext, State
 from samssl.train.frozen import FrozenEncoder
 from samssl.train.loop import Validation, fit
@@ -226,22 +226,15 @@ def finetune(config: FinetuneConfig, context: RunContext) -> State:
     context.log({"trained_parameters": float(count_trained(segmenter))}, 0)
     if context.rank == 0 and not config.loss.keep_small:
         warn_of_vanishing(store, rows, classes, config)
+    validation = CaseDice(store, config, classes, rows, segmenter, context)
     embeddings = config.data.embeddings
     if not embeddings.folder:
-        validation = CaseDice(store, config, classes, rows, segmenter, context)
         return fit(model, train, validation.validate, config.optim, context, order=order)
     frozen = FrozenEncoder(segmenter, train, embeddings, config.model.variant, config.optim, context)
-    validation = CaseDice(store, config, classes, rows, segmenter, context, frozen.low_res_logits)
+    validation.logits_of = frozen.low_res_logits
     frozen.fill()
-    return fit(
-        model,
-        frozen.data,
-        validation.validate,
-        config.optim,
-        context,
-        order=order,
-        on_device=frozen.complete,
-    )
+    data, on_device = frozen.data, frozen.complete
+    return fit(model, data, validation.validate, config.optim, context, order=order, on_device=on_device)
 
 
 def classes_of(store: SliceStore, data: FinetuneDataConfig) -> Classes:
@@ -305,13 +298,12 @@ def training_rows(store: SliceStore, data: FinetuneDataConfig) -> Rows:
 
     Shots are drawn among what shows any class of the run.
     """
-    classes = classes_of(store, data)
     if not data.shots:
         return rows_of(store, ["train"])
     facts = store.rows.columns(("case", "patient", "split", "z", "foreground_fraction"))
     if data.classes is not None:
-        held = classes_in(store, np.arange(len(facts)), classes)
-        facts.loc[~np.any(held, axis=1, keepdims=True)[:, 0], "foreground_fraction"] = 0.0
+        held = classes_in(store, np.arange(len(facts)), classes_of(store, data))
+        facts.loc[(~held).all(axis=1), "foreground_fraction"] = 0.0
     shots = few_shot(facts, data.shots, data.shot_unit, data.shot_seed)
     return np.array([store.first_row(case) + z for case, z in shots], np.int32)
 
@@ -362,7 +354,7 @@ class CaseDice:
             return Validation(score=score, metrics=metrics)
         learnt = None
         if is_looked_at(step, self.config.optim):
-            rows = self.learnt[spread(len(self.learnt), min(self.num_slices, LOOKED_AT))]
+            rows = self.learnt[evenly(len(self.learnt), min(self.num_slices, LOOKED_AT))]
             learnt = self.predictor.score_slices(rows)
             metrics |= {"val/dice_pooled": pooled_dice(table), "train/dice_pooled": pooled_dice(learnt)}
         return Validation(score=score, metrics=metrics, alarms=validation_alarms(table, learnt))

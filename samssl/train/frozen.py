@@ -18,9 +18,8 @@ from samssl.models.checkpoints import weights_digest
 from samssl.models.sam import NORMALISATION
 from samssl.train.context import RunContext
 from samssl.train.feed import Batch
+from samssl.train.memory import GIB
 from samssl.train.optim import FitConfig, uses_bf16
-
-GIB = 2**30
 
 View = tuple[int, int]
 """Row of the store, and number of the view."""

@@ -10,6 +10,7 @@ from torch.utils.data import default_collate
 
 from samssl.data.datasets import Pooled
 from samssl.data.inputs import unit_images
+from samssl.data.sampling import evenly
 from samssl.methods.mae import MaskedAutoencoder
 from samssl.methods.simmim import SimMim
 from samssl.train.context import RunContext
@@ -36,8 +37,7 @@ class Spread:
 
 def spread(slices: Pooled, count: int) -> Spread:
     """At most `count` of the slices, evenly from the first to the last."""
-    places = np.linspace(0, len(slices) - 1, min(len(slices), count)).round().astype(int)
-    return Spread(slices, places.tolist())
+    return Spread(slices, evenly(len(slices), count).tolist())
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import ctypes
 import sys
 
+GIB = 2**30
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST = 32 << 20
 """Bytes of the largest blocks that are kept: glibc takes no higher threshold, and keeping tensors of any size

@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from samssl.config import UserError
 from samssl.models.recompute import choose_block_mode, encoder_blocks
 from samssl.train.costs import Costs, peak_flops, seconds_per_weight, step_costs
-from samssl.train.memory import keep_freed_memory
+from samssl.train.memory import GIB, keep_freed_memory
 from samssl.train.optim import uses_bf16
 from samssl.train.pretrain import PretrainConfig, build_method
 
-GIB = 2**30
 GPU_RUNTIME = 0.7 * GIB
 """CUDA's context and libraries, and what the allocator cannot hand out; an estimate."""
 MEASURED_TOKENS = 16_384

@@ -23,7 +23,8 @@ from torch.utils.data import default_collate
 from samssl.config import Count, PositiveInt, config
 from samssl.data.datasets import Rows
 from samssl.data.inputs import unit_images
-from samssl.data.resize import fit_square, unfit_square
+from samssl.data.resize import fit_labels, unfit_square
+from samssl.data.sampling import evenly
 from samssl.data.slices import SliceStore
 from samssl.metrics import LabelDice, dice_per_label, label_dice
 from samssl.models.backbones import ImageEncoder, encode_tokens
@@ -122,7 +123,7 @@ class Probe:
         for images, tokens in self._encoded(self.train_slices):
             sums = sums or ClassSums.zeros(tokens.shape[-1], num_classes, tokens.device)
             for encoded in tokens:
-                labels = fitted(class_numbers(self.store, next(rows)), images.shape[-1])
+                labels = fit_labels(class_numbers(self.store, next(rows))[None], images.shape[-1])[0]
                 fractions = class_fractions(labels, (encoded.shape[0], encoded.shape[1]), num_classes)
                 sums.add(encoded.flatten(0, 1), fractions.flatten(0, 1).to(encoded.device))
         assert sums is not None, "there are labelled slices"
@@ -162,8 +163,7 @@ def labelled_rows(store: SliceStore, split: str, count: int) -> Rows:
     index = store.rows.columns(("split", "patient", "case", "z", "foreground_fraction"))
     index = index[(index["split"] == split) & (index["foreground_fraction"] > 0)]
     index = index.sort_values(by=["patient", "case", "z"])
-    picked = np.linspace(0, len(index) - 1, min(count, len(index))).round().astype(int)
-    return index.index.to_numpy(np.int32)[picked]
+    return index.index.to_numpy(np.int32)[evenly(len(index), count)]
 
 
 def class_numbers(store: SliceStore, row: int) -> Int[Tensor, "H W"]:
@@ -172,11 +172,6 @@ def class_numbers(store: SliceStore, row: int) -> Int[Tensor, "H W"]:
     mask = store.mask_slice(case, int(store.rows.z[row]))
     assert mask is not None, f"case {case} has foreground"
     return torch.from_numpy(np.searchsorted(sorted(store.labels), mask))
-
-
-def fitted(labels: Int[Tensor, "H W"], size: int) -> Int[Tensor, "size size"]:
-    """Class numbers on the model's square input."""
-    return fit_square(labels[None, None].float(), size, mode="nearest-exact")[0, 0].long()
 
 
 def native_classes(
@@ -203,7 +198,8 @@ def panel(
 ) -> UInt8[np.ndarray, "side width 3"]:
     """The image, then the reference and the predicted classes over it, side by side."""
     grey = image[:1].float().clamp(0, 1).cpu().movedim(0, -1).expand(-1, -1, 3)
-    tinted = [tint(grey, fitted(classes, image.shape[-1])) for classes in (reference, predicted)]
+    square = fit_labels(torch.stack([reference, predicted]), image.shape[-1])
+    tinted = [tint(grey, classes) for classes in square]
     pictures = torch.stack([grey, *tinted]).movedim(-1, 1)
     pictures = F.interpolate(pictures, (SHOWN_SIDE, SHOWN_SIDE), mode="nearest-exact")
     pictures = F.pad(pictures, (2, 2, 2, 2), value=1.0).permute(2, 0, 3, 1).flatten(1, 2)

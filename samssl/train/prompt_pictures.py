@@ -9,8 +9,9 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, UInt8
 
+from samssl.data.inputs import square_images
 from samssl.data.slices import SliceStore
-from samssl.interactive import Answer, Asking, answers, click_rows, slice_images
+from samssl.interactive import Answer, Asking, answers, click_rows
 from samssl.metrics import case_dice
 from samssl.prompts import INSIDE, OUTSIDE
 from samssl.train.probe import labelled_rows
@@ -42,7 +43,7 @@ def dialogues(segmenter: Any, store: SliceStore, split: str, asking: Asking) -> 
     for row in labelled_rows(store, split, SHOWN).tolist():
         reference = store.mask_slice(store.rows.case_name(row), int(store.rows.z[row]))
         assert reference is not None, "the slice is labelled"
-        images = slice_images(store, [row], asking)
+        images = square_images(store, [row], asking.image_size, asking.inputs, asking.device)
         mask = reference == 1 + np.bincount(reference.ravel())[1:].argmax()
         first = torch.zeros(1, dtype=torch.int64, device=asking.device)
         found = [*answers(segmenter, segmenter.embed(images), first, mask[None], asking)]

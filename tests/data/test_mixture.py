@@ -60,5 +60,6 @@ def test_places_of_groups_are_mixed():
 
 @pytest.mark.parametrize("epoch", [0, 10**6])
 def test_a_late_epoch_costs_no_more_than_the_first(epoch):
-    mixture = Mixture(groups_of([30, 3]), 2.0)
-    assert np.bincount(mixture._groups[mixture.epoch(epoch, 0)]).tolist() == mixture.quotas.tolist()
+    groups = groups_of([30, 3])
+    mixture = Mixture(groups, 2.0)
+    assert np.bincount(groups[mixture.epoch(epoch, 0)]).tolist() == mixture.quotas.tolist()

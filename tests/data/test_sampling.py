@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from samssl.config import UserError
-from samssl.data.sampling import Pools, pools_of
+from samssl.data.mixture import Pools
+from samssl.data.sampling import pools_of
 from samssl.train.context import LocalContext
 from samssl.train.feed import BatchSampler, Order, batch_draws
 from samssl.train.optim import FitConfig
