@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -11,6 +12,9 @@ import torch
 from segment_anything.modeling import Sam
 from torch import nn
 
+from samssl.data.prepare import DataSource, PrepareConfig, prepare
+from samssl.data.slices import SliceStore
+from samssl.data.splits import SplitConfig
 from samssl.models.sam import build_micro
 from samssl.models.tinyvit import TinyViT
 
@@ -80,3 +84,18 @@ def write_scans(root: Path, cases: int) -> Path:
 @pytest.fixture(scope="session")
 def make_scans() -> Callable[..., Path]:
     return write_scans
+
+
+def write_boxes(root: Path, name: str = "boxes", **split: Any) -> SliceStore:
+    """The store `root`/store of as many scans of `write_scans` as the splits have patients together."""
+    source = DataSource(root=write_scans(root / "scans", cases=int(sum(split.values()))))
+    settings = PrepareConfig(
+        name=name, out=root / "store", data=source, split=SplitConfig(**split), workers=1
+    )
+    prepare(settings)
+    return SliceStore(root / "store")
+
+
+@pytest.fixture(scope="session")
+def prepare_boxes() -> Callable[..., SliceStore]:
+    return write_boxes

@@ -11,9 +11,7 @@ import torch
 from samssl.bundle import BundleError, load_segmenter, read_bundle, write_bundle
 from samssl.data.classes import run_classes
 from samssl.data.inputs import InputConfig
-from samssl.data.prepare import DataSource, PrepareConfig, prepare
 from samssl.data.slices import SliceStore
-from samssl.data.splits import SplitConfig
 from samssl.evaluate import EvaluateConfig, evaluate
 from samssl.models.sam import ModelConfig
 from samssl.predict import Predictor
@@ -24,11 +22,9 @@ NEIGHBOURS = InputConfig(channels="neighbours", mr="zscore")
 
 
 @pytest.fixture
-def tuned(tmp_path: Path, make_scans: Callable[..., Path]) -> tuple[Path, SliceStore]:
+def tuned(tmp_path: Path, prepare_boxes: Callable[..., SliceStore]) -> tuple[Path, SliceStore]:
     """A bundle fine-tuned a little on 2.5D input, and its store."""
-    source = DataSource(root=make_scans(tmp_path / "scans", cases=4))
-    split = SplitConfig(train=2.0, val=1.0, test=1.0)
-    prepare(PrepareConfig(name="boxes", out=tmp_path / "store", data=source, split=split, workers=1))
+    store = prepare_boxes(tmp_path, train=2, val=1, test=1)
     config = FinetuneConfig(
         out=tmp_path / "run",
         data=FinetuneDataConfig(store=tmp_path / "store", shots=1, input=NEIGHBOURS),
@@ -38,7 +34,6 @@ def tuned(tmp_path: Path, make_scans: Callable[..., Path]) -> tuple[Path, SliceS
     context = LocalContext()
     context.device = torch.device("cpu")
     state = finetune(config, context)
-    store = SliceStore(tmp_path / "store")
     weights = {name.removeprefix("segmenter."): value for name, value in state["weights"].items()}
     write_bundle(tmp_path / "bundle", config, store, weights)
     return tmp_path / "bundle", store

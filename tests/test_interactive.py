@@ -1,7 +1,6 @@
 """Asked with simulated prompts, models whose answers are known get the scores that they deserve."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from samssl.data.inputs import InputConfig
-from samssl.data.prepare import DataSource, PrepareConfig, prepare
 from samssl.data.slices import SliceStore
-from samssl.data.splits import SplitConfig
 from samssl.interactive import Asking, answers, click_rows, prompt_dice, prompted_case
 from samssl.metrics import case_dice, dice_per_label
 from samssl.models.promptable import Prompts
@@ -47,12 +44,8 @@ class DrawsDiscs(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, make_scans: Callable[..., Path]) -> SliceStore:
-    root = tmp_path_factory.mktemp("prompted")
-    source = DataSource(root=make_scans(root / "scans", cases=3))
-    split = SplitConfig(train=1.0, val=1.0, test=1.0)
-    prepare(PrepareConfig(name="boxes", out=root / "store", data=source, split=split, workers=1))
-    return SliceStore(root / "store")
+def store(tmp_path_factory: pytest.TempPathFactory, prepare_boxes: Callable[..., SliceStore]) -> SliceStore:
+    return prepare_boxes(tmp_path_factory.mktemp("prompted"), train=1, val=1, test=1)
 
 
 def test_points_and_answers_lie_where_they_should_in_slices_that_are_not_square() -> None:

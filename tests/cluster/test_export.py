@@ -20,8 +20,7 @@ from samssl.cluster.registry import find_version, register_encoder
 from samssl.cluster.stages import run_pretrain
 from samssl.cluster.tracking import open_run
 from samssl.config import UserError, load_config, parse_overrides
-from samssl.data.prepare import DataSource, PrepareConfig, prepare
-from samssl.data.splits import SplitConfig
+from samssl.data.slices import SliceStore
 from samssl.files import sha256_file
 from samssl.models.checkpoints import save_weights, weights_digest
 from samssl.models.sam import ModelConfig, build_micro
@@ -38,12 +37,10 @@ PATIENT = "scan_000"
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory, make_scans: Callable[..., Path]) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory, prepare_boxes: Callable[..., SliceStore]) -> Path:
     """A store, and a run of four steps."""
     root = tmp_path_factory.mktemp("export")
-    source = DataSource(root=make_scans(root / "scans", cases=5))
-    split = SplitConfig(pool=2, train=1, val=1, test=1)
-    prepare(PrepareConfig(name="tiny", out=root / "store", data=source, split=split, workers=1))
+    prepare_boxes(root, "tiny", pool=2, train=1, val=1, test=1)
     (root / "run.yaml").write_text(yaml.safe_dump(SETTINGS | {"data": {"store": str(root / "store")}}))
     pretrain(root, "first")
     return root

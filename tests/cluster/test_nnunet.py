@@ -6,16 +6,14 @@ import pytest
 
 from samssl.cluster.nnunet import NnunetConfig, run_nnunet, shot_cases
 from samssl.config import UserError
-from samssl.data.prepare import DataSource, PrepareConfig, prepare
 from samssl.data.slices import SliceStore
-from samssl.data.splits import SplitConfig, few_shot
+from samssl.data.splits import few_shot
 
 
-def test_it_learns_from_the_shots_of_finetune(tmp_path: Path, make_scans: Callable[..., Path]) -> None:
-    source = DataSource(root=make_scans(tmp_path / "scans", cases=6))
-    split = SplitConfig(train=4.0, val=1.0, test=1.0)
-    prepare(PrepareConfig(name="boxes", out=tmp_path / "store", data=source, split=split, workers=1))
-    store = SliceStore(tmp_path / "store")
+def test_it_learns_from_the_shots_of_finetune(
+    tmp_path: Path, prepare_boxes: Callable[..., SliceStore]
+) -> None:
+    store = prepare_boxes(tmp_path, train=4, val=1, test=1)
     found = {
         shots: shot_cases(
             store, NnunetConfig(out=tmp_path, store=tmp_path / "store", shots=shots, shot_seed=3)

@@ -9,17 +9,12 @@ import numpy as np
 import pytest
 
 from samssl.data.nnunet import export_nnunet, read_nnunet_prediction
-from samssl.data.prepare import DataSource, PrepareConfig, prepare
 from samssl.data.slices import SliceStore
-from samssl.data.splits import SplitConfig
 
 
 @pytest.fixture
-def store(tmp_path: Path, make_scans: Callable[..., Path]) -> SliceStore:
-    source = DataSource(root=make_scans(tmp_path / "scans", cases=5))
-    split = SplitConfig(train=2.0, val=1.0, test=2.0)
-    prepare(PrepareConfig(name="boxes", out=tmp_path / "store", data=source, split=split, workers=1))
-    return SliceStore(tmp_path / "store")
+def store(tmp_path: Path, prepare_boxes: Callable[..., SliceStore]) -> SliceStore:
+    return prepare_boxes(tmp_path, train=2, val=1, test=2)
 
 
 def export(store: SliceStore, root: Path) -> Path:

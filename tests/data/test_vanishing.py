@@ -7,10 +7,8 @@ import torch
 from scipy import ndimage
 
 from samssl.data.classes import run_classes
-from samssl.data.prepare import DataSource, PrepareConfig, prepare
 from samssl.data.resize import downsample_labels, fit_labels
 from samssl.data.slices import SliceStore
-from samssl.data.splits import SplitConfig
 from samssl.data.vanishing import Vanishing, _count, count_vanishing, say_vanishing
 
 
@@ -26,11 +24,8 @@ def test_counted_is_what_resizing_loses(shape: tuple[int, int], sides: tuple[int
 
 
 @pytest.fixture
-def store(tmp_path: Path, make_scans: Callable[..., Path]) -> SliceStore:
-    source = DataSource(root=make_scans(tmp_path / "scans", cases=4))
-    split = SplitConfig(train=2.0, val=1.0, test=1.0)
-    prepare(PrepareConfig(name="boxes", out=tmp_path / "store", data=source, split=split, workers=1))
-    return SliceStore(tmp_path / "store")
+def store(tmp_path: Path, prepare_boxes: Callable[..., SliceStore]) -> SliceStore:
+    return prepare_boxes(tmp_path, train=2, val=1, test=1)
 
 
 def test_objects_of_each_class_are_counted_in_the_training_slices(store: SliceStore) -> None:

@@ -7,9 +7,7 @@ import torch
 
 from samssl.bundle import load_segmenter, read_bundle, write_bundle
 from samssl.config import ConfigError, load_config
-from samssl.data.prepare import DataSource, PrepareConfig, prepare
 from samssl.data.slices import SliceStore
-from samssl.data.splits import SplitConfig
 from samssl.evaluate import EvaluateConfig, evaluate
 from samssl.models.baselines import (
     BaselineConfig,
@@ -94,11 +92,10 @@ def on_cpu() -> LocalContext:
 
 
 @NETWORKS
-def test_a_bundle_predicts_what_was_trained(network, tmp_path: Path, make_scans: Callable[..., Path]) -> None:
-    source = DataSource(root=make_scans(tmp_path / "scans", cases=4))
-    split = SplitConfig(train=2.0, val=1.0, test=1.0)
-    prepare(PrepareConfig(name="boxes", out=tmp_path / "store", data=source, split=split, workers=1))
-    store = SliceStore(tmp_path / "store")
+def test_a_bundle_predicts_what_was_trained(
+    network, tmp_path: Path, prepare_boxes: Callable[..., SliceStore]
+) -> None:
+    store = prepare_boxes(tmp_path, train=2, val=1, test=1)
     config = FinetuneConfig(
         out=tmp_path / "run",
         data=FinetuneDataConfig(store=tmp_path / "store", shots=1),

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from samssl.bundle import load_segmenter, write_bundle
 from samssl.cluster.launch import train
 from samssl.cluster.tracking import open_run
-from samssl.data.prepare import DataSource, PrepareConfig, prepare
 from samssl.data.slices import SliceStore
-from samssl.data.splits import SplitConfig
 from samssl.models.decoder import AutomaticSam
 from samssl.models.sam import ModelConfig, Variant, build_sam
 from samssl.models.strategies import PUBLISHED_METHODS, StrategyConfig, build_segmenter, strategy_name
@@ -98,14 +96,10 @@ def untuned_logits(model: ModelConfig) -> Tensor:
 
 @pytest.mark.usefixtures("one_thread")
 def test_every_strategy_trains_and_its_bundle_predicts_the_same(
-    tmp_path: Path, make_scans: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, prepare_boxes: Callable[..., SliceStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    source, split = (
-        DataSource(root=make_scans(tmp_path / "scans", cases=4)),
-        SplitConfig(train=2.0, val=1.0, test=1.0),
-    )
-    prepare(PrepareConfig(name="tiny", out=tmp_path / "store", data=source, split=split, workers=1))
+    store = prepare_boxes(tmp_path, "tiny", train=2, val=1, test=1)
     config = FinetuneConfig(
         out=tmp_path / "run",
         data=FinetuneDataConfig(store=tmp_path / "store", shots=1),
@@ -121,7 +115,6 @@ def test_every_strategy_trains_and_its_bundle_predicts_the_same(
     results = train(task, config, config.resources, run, tmp_path / "ray")
     configs = every_config(config)
     assert len(results) == len(configs) == len(VARIANTS) * 2 * (3 * 2 + 2)
-    store = SliceStore(tmp_path / "store")
     untuned = {variant: untuned_logits(replace(config.model, variant=variant)) for variant in VARIANTS}
     for name, each in configs.items():
         write_bundle(tmp_path / "bundle", each, store, results[name]["weights"])

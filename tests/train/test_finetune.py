@@ -15,10 +15,8 @@ from samssl.bundle import load_segmenter, read_bundle, write_bundle
 from samssl.config import ConfigError, UserError, build_config, load_config
 from samssl.data.classes import run_classes
 from samssl.data.datasets import AugmentConfig
-from samssl.data.prepare import DataSource, PrepareConfig, prepare
 from samssl.data.sampling import SamplingConfig
 from samssl.data.slices import SliceStore
-from samssl.data.splits import SplitConfig
 from samssl.evaluate import EvaluateConfig, evaluate
 from samssl.losses import LossConfig
 from samssl.models.sam import ModelConfig
@@ -44,13 +42,9 @@ MAPS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory, make_scans: Callable[..., Path]) -> SliceStore:
+def store(tmp_path_factory: pytest.TempPathFactory, prepare_boxes: Callable[..., SliceStore]) -> SliceStore:
     """Boxes (core in shell) of six slices, of which the first and the last are empty."""
-    root = tmp_path_factory.mktemp("boxes")
-    source = DataSource(root=make_scans(root / "scans", cases=6))
-    split = SplitConfig(train=4.0, val=1.0, test=1.0)
-    prepare(PrepareConfig(name="boxes", out=root / "store", data=source, split=split, workers=1))
-    return SliceStore(root / "store")
+    return prepare_boxes(tmp_path_factory.mktemp("boxes"), train=4, val=1, test=1)
 
 
 def config_for(store: SliceStore, out: Path, data: dict[str, Any], **fit: Any) -> FinetuneConfig:

@@ -12,9 +12,7 @@ from samssl.config import ConfigError, UserError, load_config
 from samssl.data.datasets import AugmentConfig, LabelledSlices
 from samssl.data.embeddings import EmbeddingsConfig, KeptEmbeddings
 from samssl.data.inputs import InputConfig
-from samssl.data.prepare import DataSource, PrepareConfig, prepare
 from samssl.data.slices import SliceStore
-from samssl.data.splits import SplitConfig
 from samssl.models.sam import ModelConfig
 from samssl.models.strategies import StrategyConfig, build_segmenter
 from samssl.train.context import LocalContext, State
@@ -32,12 +30,8 @@ SIZE = 32
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, make_scans: Callable[..., Path]) -> SliceStore:
-    root = tmp_path_factory.mktemp("boxes")
-    source = DataSource(root=make_scans(root / "scans", cases=4))
-    split = SplitConfig(train=2.0, val=1.0, test=1.0)
-    prepare(PrepareConfig(name="boxes", out=root / "store", data=source, split=split, workers=1))
-    return SliceStore(root / "store")
+def store(tmp_path_factory: pytest.TempPathFactory, prepare_boxes: Callable[..., SliceStore]) -> SliceStore:
+    return prepare_boxes(tmp_path_factory.mktemp("boxes"), train=2, val=1, test=1)
 
 
 def cpu() -> LocalContext:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from samssl.data.datasets import Rows, UnlabelledSlices, rows_of
 from samssl.data.prepare import DataSource, PrepareConfig, prepare
 from samssl.data.slices import SliceStore
-from samssl.data.splits import SplitConfig
 from samssl.data.views import CropConfig, still
 from samssl.methods.mae import MaeConfig
 from samssl.models.backbones import encode_tokens
@@ -26,12 +25,8 @@ WHOLE = still(CropConfig())
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, make_scans: Callable[..., Path]) -> SliceStore:
-    root = tmp_path_factory.mktemp("labelled")
-    source = DataSource(root=make_scans(root / "scans", cases=8))
-    split = SplitConfig(pool=1, train=3, val=2, test=2)
-    prepare(PrepareConfig(name="tiny", out=root / "store", data=source, split=split, workers=1))
-    return SliceStore(root / "store")
+def store(tmp_path_factory: pytest.TempPathFactory, prepare_boxes: Callable[..., SliceStore]) -> SliceStore:
+    return prepare_boxes(tmp_path_factory.mktemp("labelled"), "tiny", pool=1, train=3, val=2, test=2)
 
 
 @pytest.fixture
