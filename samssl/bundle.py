@@ -29,7 +29,7 @@ from samssl.models.checkpoints import (
 )
 from samssl.models.sam import ModelConfig, resolve
 from samssl.models.strategies import StrategyConfig, build_base, promptable_from, segmenter_from
-from samssl.train.finetune import FinetuneConfig
+from samssl.train.finetune import FinetuneConfig, classes_of
 
 FORMAT = 3
 READABLE = (1, 2, 3)
@@ -71,7 +71,8 @@ class Bundle:
 def write_bundle(path: Path, config: FinetuneConfig, store: SliceStore, tuned: dict[str, Tensor]) -> str:
     """Write the folder `path`, whole or not at all; returns the SHA-256 over its files."""
     model = resolve(config.model)  # its normalisation belongs to the bundle, wherever the weights lie later
-    base = build_base(model, config.strategy, len(store.labels), config.optim.seed)
+    num_outputs = classes_of(store, config.data).num_outputs
+    base = build_base(model, config.strategy, num_outputs, config.optim.seed)
     bundle = Bundle(
         model=model,
         strategy=config.strategy,
@@ -136,7 +137,8 @@ def load_segmenter(path: Path, base: Path | None = None) -> Any:
     """
     bundle = read_bundle(path)
     model = replace(bundle.model, checkpoint=base) if base else bundle.model
-    start = build_base(model, bundle.strategy, len(bundle.labels), bundle.seed)
+    num_outputs = bundle.run_classes.num_outputs
+    start = build_base(model, bundle.strategy, num_outputs, bundle.seed)
     found = weights_digest(start.state_dict())
     if found != bundle.base_sha256:
         raise CheckpointError(
@@ -146,7 +148,7 @@ def load_segmenter(path: Path, base: Path | None = None) -> Any:
     if isinstance(start, Sam) and bundle.mode == "promptable":
         segmenter = promptable_from(start, bundle.strategy, bundle.seed)
     else:
-        segmenter = segmenter_from(start, bundle.strategy, bundle.run_classes.num_outputs, bundle.seed)
+        segmenter = segmenter_from(start, bundle.strategy, num_outputs, bundle.seed)
     tuned = load_file(path / "tuned.safetensors")
     needed = trained_tensors(segmenter).keys()
     if needed != tuned.keys():

@@ -127,6 +127,22 @@ def test_a_bundle_predicts_what_was_trained(
         assert len(scores.table) == len(store.labels) - 1
 
 
+def test_a_bundle_of_merged_classes_loads(tmp_path: Path, prepare_boxes: Callable[..., SliceStore]) -> None:
+    store = prepare_boxes(tmp_path, train=2, val=1, test=1)
+    config = FinetuneConfig(
+        out=tmp_path / "run",
+        data=FinetuneDataConfig(store=tmp_path / "store", classes={"box": ("shell", "core")}),
+        model=MODEL,
+        strategy=StrategyConfig(network="unet", baseline=SMALL),
+        optim=FinetuneFitConfig(steps=2, batch_size=2, warmup_steps=1, validate_every=2),
+    )
+    weights = finetune(config, on_cpu())["weights"]
+    tuned = {name.removeprefix("segmenter."): value for name, value in weights.items()}
+    write_bundle(tmp_path / "bundle", config, store, tuned)
+    with torch.no_grad():
+        assert load_segmenter(tmp_path / "bundle")(torch.rand(1, 1, 64, 64)).shape[1] == 2
+
+
 def test_a_small_unet_learns() -> None:
     """Bright discs on a noisy ground, as in the golden losses: the loss halves in forty steps."""
     from samssl.train.finetune import SupervisedSegmenter
