@@ -8,6 +8,7 @@ import pytest
 import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
+from training_support import train_two_steps
 
 from samssl.config import ConfigError, UserError, build_config
 from samssl.models.checkpoints import put_weights, trained_tensors
@@ -55,17 +56,6 @@ def intended(names: set[str], family: str, strategy: StrategyConfig) -> set[str]
     return {name for name in names if re.match(pattern, plain(name)) and "original_module" not in name}
 
 
-def two_steps(model: nn.Module) -> None:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.1)
-    model.train()
-    for _ in range(2):
-        optimizer.zero_grad()
-        (model(IMAGES) - 1).square().mean().backward()
-        optimizer.step()
-    model.eval()
-
-
 def state(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
@@ -88,7 +78,7 @@ def test_exactly_the_intended_tensors_train(
     trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
     assert trained == intended(set(parameters), family, strategy)
     before = state(model)
-    two_steps(model)
+    train_two_steps(model, IMAGES)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed & parameters.keys() == trained
     assert changed <= trained_tensors(model).keys()
@@ -119,7 +109,7 @@ def test_sams_own_heads_draw_the_foreground_and_only_they_train(micro_sam: Sam, 
     assert torch.count_nonzero(logits[:, 0]) == 0
     assert torch.equal(logits[:, 1], four_classes[:, 0])
     before, trained = state(model), trained_tensors(model)
-    two_steps(model)
+    train_two_steps(model, IMAGES)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == trained.keys()
     networks = {plain(name).split(".")[2] for name in trained if "output_hypernetworks_mlps" in name}

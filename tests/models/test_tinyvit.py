@@ -7,6 +7,7 @@ import pytest
 import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
+from training_support import train_two_steps
 
 from samssl.models.backbones import embed_images
 from samssl.models.checkpoints import CheckpointError, load_weights, put_weights, trained_tensors
@@ -21,17 +22,6 @@ DECODER = StrategyConfig(scope="decoder")
 VANILLA = StrategyConfig(method="vanilla")
 
 
-def train_two_steps(model: nn.Module) -> None:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.1)
-    model.train()
-    for _ in range(2):
-        optimizer.zero_grad()
-        (model(IMAGES) - 1).square().mean().backward()
-        optimizer.step()
-    model.eval()
-
-
 def changes(model: nn.Module, before: dict[str, Tensor]) -> set[str]:
     return {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
 
@@ -44,7 +34,7 @@ def test_what_trains_and_its_statistics_are_what_changes_and_what_is_kept(
     model = apply_strategy(AutomaticSam(micro_mobile_sam, 3), strategy, 3)
     other = copy.deepcopy(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    train_two_steps(model)
+    train_two_steps(model, IMAGES)
     kept = {name: tensor.detach().clone() for name, tensor in trained_tensors(model).items()}
     assert changes(model, before) == kept.keys()
     in_encoder = strategy.scope == "encoder_decoder"
