@@ -8,14 +8,13 @@ from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 
+from samssl.cluster.origin import RANDOM
 from samssl.cluster.registry import URI, fetch, find_version
-from samssl.cluster.tracking import Run, find_runs, tracking_uri
+from samssl.cluster.server import tracking_uri
+from samssl.cluster.tracking import Run, find_runs
 from samssl.config import UserError
 from samssl.data.slices import SliceStore, verify_store
 from samssl.files import read_json, sha256_file, sha256_tree
-
-RANDOM = "random-"
-"""How the digest of weights that were drawn, not read, begins."""
 
 WRITTEN = ("encoder", "bundle", "export", "safetensors")
 """Roles of what one can ask about by its path."""

@@ -6,7 +6,8 @@
 
 A digest that a run reads or writes is a tag `input.<role>` or `output.<role>`; roles are `manifest`,
 `encoder`, `state`, `bundle`, `export`, `safetensors` and `cases`. `input_path.<role>` and `path.<role>` say
-where it lay; `run.<role>` names the run that wrote an input, where it is known.
+where it lay; `run.<role>` names the run that wrote an input, where it is known. The tags `arm`, `dataset`,
+`seed` and `shots` say where a run belongs, `init` and `ssl_run_id` what it starts from.
 """
 
 import shutil
@@ -18,7 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from samssl.cluster.tracking import PARENT_TAG, Run, continue_run, find_runs, open_run, tracking_uri
+from samssl.cluster.origin import tags_of_bundle, tags_of_encoder
+from samssl.cluster.outbox import FOLDER
+from samssl.cluster.server import tracking_uri
+from samssl.cluster.tracking import PARENT_TAG, DataUse, Run, continue_run, deliver_below, find_runs, open_run
 from samssl.config import UserError, dump_yaml, flatten, read_yaml, to_tree
 from samssl.environment import environment, hardware
 from samssl.files import read_json, write_json, write_text
@@ -30,11 +34,18 @@ PATHS = (
 """Fields that say where something lies: what lies there is compared by digest instead."""
 
 
+RECORDED = ("experiment", "arm", "seed", "dataset", "shots")
+"""What `run.json` says of a run's place."""
+
 RUNTIME = (
     *("resources.", "register.", "optim.log_every", "optim.save_every"),
     *("optim.loader_workers", "optim.checkpoint_activations", "data.embeddings.limit_gib"),
 )
 """Fields, by how they begin, that change how a result is reached and not what it is."""
+
+
+USES: dict[str, DataUse] = {"pretrain": "pretraining", "evaluate": "evaluation"}
+"""What a stage uses its slices for, where that is not training."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,10 @@ class Place:
     arm: str | None = None
     seed: int | None = None
     parent_run_id: str | None = None
+    dataset: str | None = None
+    shots: int | None = None
+    name: str | None = None
+    """What the run is called; None: its stage, data set, arm, shots and seed."""
 
 
 @dataclass(frozen=True)
@@ -95,17 +110,16 @@ def stage(
             f"{out} holds a run that differs in {', '.join(differing)}. "
             "Choose another `out`, or delete that folder to replace it."
         )
+    _deliver(name, out)
     if record and record["status"] == "finished" and not always:
         print(f"{name}: {out} is finished and up to date; nothing to do.", flush=True)
-        run = Run(tracking_uri(), record["run_id"])
+        run = Run(tracking_uri(), record["run_id"], out)
         yield StageRun(out, run, done=True, outputs=record["outputs"], metrics=record["metrics"])
         return
-    run = _open(name, None if differing else record, place)
+    run = _open(name, out, None if differing else record, place)
     _write_start(out, name, config, inputs, place, run)
     run.log_params(flatten(to_tree(config)))
-    run.set_tags(_tags(name, inputs, place))
-    if "manifest" in inputs:
-        run.log_dataset(place.experiment, inputs["manifest"].digest)
+    _log_inputs(name, run, inputs, place)
     print(f"{name}: writing {out} (MLflow run {run.run_id})", flush=True)
     started, clock = datetime.now(UTC), time.monotonic()
     work = StageRun(out, run, done=False)
@@ -124,8 +138,19 @@ def stage(
     write_json(out / "run.json", record | {"outputs": work.outputs, "metrics": work.metrics})
     run.log_metrics({**work.metrics, "wall_time_s": wall_time_s})
     run.end("FINISHED")
+    _deliver(name, out)
     for folder in work.obsolete:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _deliver(name: str, out: Path) -> None:
+    """Log what an absence of the tracking server has left below `out`, or say that it is still there."""
+    if left := deliver_below(out):
+        print(
+            f"{name}: MLflow has not got {left} entries yet. They are kept in `{FOLDER}` below {out}; "
+            "the same command delivers them when the server is back.",
+            flush=True,
+        )
 
 
 def _read_record(out: Path) -> dict[str, Any] | None:
@@ -154,29 +179,50 @@ def _is_free(name: str) -> bool:
     return name in PATHS or name.startswith(RUNTIME)
 
 
-def _open(name: str, record: dict[str, Any] | None, place: Place) -> Run:
-    run = continue_run(record["run_id"]) if record else None
+def _open(name: str, out: Path, record: dict[str, Any] | None, place: Place) -> Run:
+    run = continue_run(record["run_id"], out) if record else None
     if run:
         return run
-    label = "-".join(str(part) for part in (name, place.arm, place.seed) if part is not None)
-    return open_run(place.experiment, label, _tags(name, {}, place))
+    return open_run(place.experiment, _run_name(name, place), _place_tags(name, place), out)
 
 
-def _tags(name: str, inputs: dict[str, Input], place: Place) -> dict[str, str]:
+def _run_name(name: str, place: Place) -> str:
+    """As in `finetune hippocampus ssl 5-shot seed0`."""
+    shots = None if place.shots is None else f"{place.shots}-shot"
+    seed = None if place.seed is None else f"seed{place.seed}"
+    return place.name or " ".join(
+        part for part in (name, place.dataset, place.arm, shots, seed) if part is not None
+    )
+
+
+def _place_tags(name: str, place: Place) -> dict[str, str]:
     tags = {"stage": name}
     if place.parent_run_id:
         tags[PARENT_TAG] = place.parent_run_id
-    tags |= {
-        key: str(value) for key, value in (("arm", place.arm), ("seed", place.seed)) if value is not None
-    }
+    named = {key: getattr(place, key) for key in ("arm", "seed", "dataset", "shots")}
+    return tags | {key: str(value) for key, value in named.items() if value is not None}
+
+
+def _log_inputs(name: str, run: Run, inputs: dict[str, Input], place: Place) -> None:
+    """Link the run with what it reads: tags, data sets and models of MLflow."""
+    tags: dict[str, str] = {}
     for role, read in inputs.items():
         tags[f"input.{role}"] = read.digest
         if read.path:
             tags[f"input_path.{role}"] = str(read.path.absolute())
-        writers = find_runs({f"output.{role}": read.digest})
-        if writers:
-            tags[f"run.{role}"] = writers[0].run_id
-    return tags
+        writer = next(iter(find_runs({f"output.{role}": read.digest})), None)
+        if writer:
+            tags[f"run.{role}"] = writer.run_id
+        if role == "encoder":
+            tags |= tags_of_encoder(read.digest, read.path, writer)
+        elif role == "bundle":
+            tags |= tags_of_bundle(writer)
+        elif role == "manifest":
+            run.log_dataset(place.dataset or place.experiment, read.digest, USES.get(name, "training"))
+        model_id = writer.tags().get(f"model.{role}") if writer else None
+        if model_id:
+            run.log_model_input(model_id)
+    run.set_tags(tags | _place_tags(name, place))
 
 
 def _write_start(out: Path, name: str, config: Any, inputs: dict[str, Input], place: Place, run: Run) -> None:
@@ -189,7 +235,7 @@ def _write_start(out: Path, name: str, config: Any, inputs: dict[str, Input], pl
         "tracking_uri": run.uri,
         "status": "running",
         "hardware": hardware(),
-        **{key: value for key, value in asdict(place).items() if key in ("experiment", "arm", "seed")},
+        **{key: value for key, value in asdict(place).items() if key in RECORDED},
         "inputs": {role: read.digest for role, read in inputs.items()},
         "outputs": {},
         "metrics": {},
