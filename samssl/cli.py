@@ -56,6 +56,16 @@ STAGES = {
         "samssl.cluster.nnunet:NnunetConfig",
         "samssl.cluster.nnunet:run_nnunet",
     ),
+    "export-runs": Stage(
+        "MLflow runs to a folder",
+        "samssl.cluster.transfer:ExportRunsConfig",
+        "samssl.cluster.transfer:run_export_runs",
+    ),
+    "import-runs": Stage(
+        "exported runs into another MLflow",
+        "samssl.cluster.transfer:ImportRunsConfig",
+        "samssl.cluster.transfer:run_import_runs",
+    ),
     "report": Stage(
         "study folder to report.html and summary.json",
         "samssl.report.page:ReportConfig",

@@ -72,7 +72,9 @@ class Run:
 
     def log_dataset(self, name: str, digest: str, use: DataUse) -> None:
         """Show the data in MLflow's Datasets column; its digest there has 36 characters at most."""
-        self._post("dataset", {"name": name, "digest": digest, "use": use})
+        source = json.dumps({"manifest": digest})
+        about = {"name": name, "digest": digest[:36], "source_type": "slice store", "source": source}
+        self._post("dataset", about | {"tags": {MLFLOW_DATASET_CONTEXT: use}})
 
     def log_model_input(self, model_id: str) -> None:
         """Link the run with a logged model that it starts from."""
@@ -119,7 +121,9 @@ def send(uri: str, letter: Letter) -> None:
     elif letter.kind == "tags":
         client.log_batch(run_id, tags=[RunTag(name, value) for name, value in content.items()])
     elif letter.kind == "dataset":
-        client.log_inputs(run_id, [_dataset(**content)])
+        tags = [InputTag(name, value) for name, value in content["tags"].items()]
+        data = Dataset(**{name: value for name, value in content.items() if name != "tags"})
+        client.log_inputs(run_id, [DatasetInput(data, tags)])
     elif letter.kind == "model_input":
         _send_model_input(client, run_id, content["model_id"])
     elif letter.kind == "artifact":
@@ -152,8 +156,8 @@ def open_run(experiment: str, name: str, tags: Mapping[str, str], folder: Path |
     uri = tracking_uri()
     if PARENT_TAG in tags:  # the study has met the server, whichever process this part of it runs in
         server.has_answered(uri)
-    experiment_id = ask(uri, lambda client: _experiment_id(client, uri, experiment))
-    run = ask(uri, lambda client: client.create_run(experiment_id, tags=dict(tags), run_name=name))
+    place = ask(uri, lambda client: experiment_id(client, uri, experiment))
+    run = ask(uri, lambda client: client.create_run(place, tags=dict(tags), run_name=name))
     return Run(uri, run.info.run_id, folder)
 
 
@@ -190,12 +194,6 @@ def _send_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -
         client.log_batch(run_id, params=entries[first : first + MAX_PARAMS_IN_BATCH])
 
 
-def _dataset(name: str, digest: str, use: str) -> DatasetInput:
-    source = json.dumps({"manifest": digest})
-    dataset = Dataset(name, digest[:36], source_type="slice store", source=source)
-    return DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, use)])
-
-
 def _send_model_input(client: MlflowClient, run_id: str, model_id: str) -> None:
     inputs = client.get_run(run_id).inputs
     linked = inputs.model_inputs if inputs else []
@@ -218,7 +216,8 @@ def _png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
+def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
+    """The experiment of this name, made where it is new."""
     experiment = client.get_experiment_by_name(name)
     if experiment:
         return experiment.experiment_id
