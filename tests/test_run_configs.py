@@ -22,13 +22,15 @@ REQUIRED = {
     "study": {"prepare.data.root": "/scans"},
     "pretrain": {"data.store": "/store"},
     "finetune": {"data.store": "/store"},
+    "sweep": {"prepare.data.root": "/scans", "finetune.data.store": "/store"},
 }
 """What a shipped file may leave for the command line, since only the user knows it."""
 
 
 def stage_of(path: Path) -> str:
     """`studies/x.yaml` is a study; elsewhere the name ends in the stage, as in `runs/x_prepare.yaml`."""
-    return "study" if path.parent.name == "studies" else path.stem.rpartition("_")[2]
+    folders = {"studies": "study", "sweeps": "sweep"}
+    return folders.get(path.parent.name) or path.stem.rpartition("_")[2]
 
 
 def config_class(stage: str) -> type:

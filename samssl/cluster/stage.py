@@ -13,7 +13,7 @@ where it lay; `run.<role>` names the run that wrote an input, where it is known.
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,14 +34,14 @@ PATHS = (
 """Fields that say where something lies: what lies there is compared by digest instead."""
 
 
-RECORDED = ("experiment", "arm", "seed", "dataset", "shots")
-"""What `run.json` says of a run's place."""
-
 RUNTIME = (
     *("resources.", "register.", "optim.log_every", "optim.save_every"),
     *("optim.loader_workers", "optim.checkpoint_activations", "data.embeddings.limit_gib"),
 )
 """Fields, by how they begin, that change how a result is reached and not what it is."""
+
+DESCRIBED = ("arm", "dataset", "shots", "seed")
+"""Fields of `Place` that say which run of a study it is: tags in MLflow, and part of `run.json`."""
 
 
 USES: dict[str, DataUse] = {"pretrain": "pretraining", "evaluate": "evaluation"}
@@ -54,12 +54,12 @@ class Place:
 
     experiment: str = "samssl"
     arm: str | None = None
-    seed: int | None = None
-    parent_run_id: str | None = None
     dataset: str | None = None
     shots: int | None = None
+    seed: int | None = None
+    parent_run_id: str | None = None
     name: str | None = None
-    """What the run is called; None: its stage, data set, arm, shots and seed."""
+    """What the run is called after its stage; null: by the fields above."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,7 @@ def stage(
     try:
         yield work
     except BaseException as error:
+        _record_failure(out, error)
         run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     record = read_json(out / "run.json")
@@ -151,6 +152,14 @@ def _deliver(name: str, out: Path) -> None:
             "the same command delivers them when the server is back.",
             flush=True,
         )
+
+
+def _record_failure(out: Path, error: BaseException) -> None:
+    """Say in `run.json` why the run ended, for reports that leave it out."""
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    with suppress(OSError, ValueError):  # a full disk, which is perhaps the reason
+        record = read_json(out / "run.json")
+        write_json(out / "run.json", record | {"status": "failed", "error": reason})
 
 
 def _read_record(out: Path) -> dict[str, Any] | None:
@@ -183,24 +192,25 @@ def _open(name: str, out: Path, record: dict[str, Any] | None, place: Place) -> 
     run = continue_run(record["run_id"], out) if record else None
     if run:
         return run
-    return open_run(place.experiment, _run_name(name, place), _place_tags(name, place), out)
+    return open_run(place.experiment, _label(name, place), _place_tags(name, place), out)
 
 
-def _run_name(name: str, place: Place) -> str:
-    """As in `finetune hippocampus ssl 5-shot seed0`."""
-    shots = None if place.shots is None else f"{place.shots}-shot"
-    seed = None if place.seed is None else f"seed{place.seed}"
-    return place.name or " ".join(
-        part for part in (name, place.dataset, place.arm, shots, seed) if part is not None
-    )
+def _label(stage_name: str, place: Place) -> str:
+    """The run's name in MLflow: `finetune hippocampus ssl 5-shot seed0`."""
+    if place.name is not None:
+        return f"{stage_name} {place.name}"
+    shots = f"{place.shots}-shot" if place.shots else None
+    seed = f"seed{place.seed}" if place.seed is not None else None
+    parts = (stage_name, place.dataset, place.arm, shots, seed)
+    return " ".join(part for part in parts if part is not None)
 
 
 def _place_tags(name: str, place: Place) -> dict[str, str]:
     tags = {"stage": name}
     if place.parent_run_id:
         tags[PARENT_TAG] = place.parent_run_id
-    named = {key: getattr(place, key) for key in ("arm", "seed", "dataset", "shots")}
-    return tags | {key: str(value) for key, value in named.items() if value is not None}
+    described = {key: getattr(place, key) for key in DESCRIBED}
+    return tags | {key: str(value) for key, value in described.items() if value is not None}
 
 
 def _log_inputs(name: str, run: Run, inputs: dict[str, Input], place: Place) -> None:
@@ -235,7 +245,7 @@ def _write_start(out: Path, name: str, config: Any, inputs: dict[str, Input], pl
         "tracking_uri": run.uri,
         "status": "running",
         "hardware": hardware(),
-        **{key: value for key, value in asdict(place).items() if key in RECORDED},
+        **{key: value for key, value in asdict(place).items() if key in ("experiment", *DESCRIBED)},
         "inputs": {role: read.digest for role, read in inputs.items()},
         "outputs": {},
         "metrics": {},

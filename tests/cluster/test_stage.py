@@ -69,7 +69,7 @@ def test_a_run_is_named_by_its_place(tmp_path: Path) -> None:
     record = read_json(tmp_path / "a/run.json")
     assert (record["dataset"], record["shots"]) == ("hippocampus", 5)
     named = run("finetune", tmp_path / "b", {}, Place(name="trial 3", arm="ssl"))
-    assert logged(named).info.run_name == "trial 3"
+    assert logged(named).info.run_name == "finetune trial 3"
 
 
 @pytest.mark.parametrize(
