@@ -2,7 +2,7 @@
 
     config.yaml        the resolved configuration
     environment.json   versions, git commit, hardware
-    run.json           MLflow run id, status, wall time, digests of inputs and outputs, metrics
+    run.json           MLflow run id, status, wall time, digests of inputs and outputs, metrics, tags
 
 A digest that a run reads or writes is a tag `input.<role>` or `output.<role>`; roles are `manifest`,
 `encoder`, `state`, `bundle`, `export`, `safetensors` and `cases`. `input_path.<role>` and `path.<role>` say
@@ -80,13 +80,20 @@ class StageRun:
     """An earlier run with the same configuration and inputs has finished; there is nothing to do."""
     outputs: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    """What `run.json` has of the run's tags."""
     obsolete: list[Path] = field(default_factory=list)
     """Folders that are deleted once the stage has finished: what an interrupted one resumes from."""
 
     def wrote(self, role: str, digest: str, path: Path) -> None:
         """Record an output by its digest and where it lies."""
         self.outputs[role] = digest
-        self.run.set_tags({f"output.{role}": digest, f"path.{role}": str(path.absolute())})
+        self.tag({f"output.{role}": digest, f"path.{role}": str(path.absolute())})
+
+    def tag(self, tags: dict[str, str]) -> None:
+        """Set tags in MLflow and in `run.json`, by which lineage works where there is no server."""
+        self.tags |= tags
+        self.run.set_tags(tags)
 
 
 @contextmanager
@@ -119,24 +126,20 @@ def stage(
     run = _open(name, out, None if differing else record, place)
     _write_start(out, name, config, inputs, place, run)
     run.log_params(flatten(to_tree(config)))
-    _log_inputs(name, run, inputs, place)
+    tags = _log_inputs(name, run, inputs, place)
     print(f"{name}: writing {out} (MLflow run {run.run_id})", flush=True)
     started, clock = datetime.now(UTC), time.monotonic()
-    work = StageRun(out, run, done=False)
+    work = StageRun(out, run, done=False, tags=tags)
     try:
         yield work
     except BaseException as error:
         _record_failure(out, error)
         run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    record = read_json(out / "run.json")
     wall_time_s = time.monotonic() - clock
-    record |= {
-        "status": "finished",
-        "started": started.isoformat(timespec="seconds"),
-        "wall_time_s": wall_time_s,
-    }
-    write_json(out / "run.json", record | {"outputs": work.outputs, "metrics": work.metrics})
+    ended = {"started": started.isoformat(timespec="seconds"), "wall_time_s": wall_time_s}
+    done = {"outputs": work.outputs, "metrics": work.metrics, "tags": work.tags}
+    write_json(out / "run.json", read_json(out / "run.json") | {"status": "finished"} | ended | done)
     run.log_metrics({**work.metrics, "wall_time_s": wall_time_s})
     run.end("FINISHED")
     _deliver(name, out)
@@ -213,8 +216,8 @@ def _place_tags(name: str, place: Place) -> dict[str, str]:
     return tags | {key: str(value) for key, value in described.items() if value is not None}
 
 
-def _log_inputs(name: str, run: Run, inputs: dict[str, Input], place: Place) -> None:
-    """Link the run with what it reads: tags, data sets and models of MLflow."""
+def _log_inputs(name: str, run: Run, inputs: dict[str, Input], place: Place) -> dict[str, str]:
+    """Link the run with what it reads: data sets and models of MLflow, and tags, which are returned."""
     tags: dict[str, str] = {}
     for role, read in inputs.items():
         tags[f"input.{role}"] = read.digest
@@ -232,7 +235,9 @@ def _log_inputs(name: str, run: Run, inputs: dict[str, Input], place: Place) -> 
         model_id = writer.tags().get(f"model.{role}") if writer else None
         if model_id:
             run.log_model_input(model_id)
-    run.set_tags(tags | _place_tags(name, place))
+    tags |= _place_tags(name, place)
+    run.set_tags(tags)
+    return tags
 
 
 def _write_start(out: Path, name: str, config: Any, inputs: dict[str, Input], place: Place, run: Run) -> None:

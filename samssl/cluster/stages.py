@@ -45,7 +45,7 @@ def run_prepare(config: PrepareConfig, place: Place = Place()) -> str:
         if summary.rejected:
             print(f"prepare: rejected {summary.rejected} files, see {config.out / REJECTED_FILE}", flush=True)
         work.metrics = {"cases": summary.cases, "slices": summary.slices, "rejected": summary.rejected}
-        work.run.set_tags({"path.sources": str(config.data.root.absolute())})
+        work.tag({"path.sources": str(config.data.root.absolute())})
         work.wrote("manifest", summary.digest, config.out)
     return summary.digest
 
