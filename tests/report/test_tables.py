@@ -109,7 +109,9 @@ def test_the_snippet_of_the_how_to_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     section = HOW_TO.read_text().split("## Compare many arms", 1)[1].split("\n## ", 1)[0]
-    code, values = (section.split(f"```{language}\n", 1)[1].split("```", 1)[0] for language in ("python", "yaml"))
+    code, values = (
+        section.split(f"```{language}\n", 1)[1].split("```", 1)[0] for language in ("python", "yaml")
+    )
     (tmp_path / "published.yaml").write_text(values)
     for dataset in ("hippocampus", "acdc"):
         writer = StudyWriter(tmp_path / "runs" / dataset)
