@@ -211,7 +211,8 @@ def pareto_front(table: pd.DataFrame, cost: str) -> pd.DataFrame:
 
     Cheapest first, `dice` rising with `cost`; rows without a finite number in either are left out.
     """
-    known = table[np.isfinite(table[[cost, "dice"]]).all(axis=1)].sort_values(cost, kind="stable")
+    finite = table[[cost, "dice"]].abs().max(axis=1, skipna=False) < math.inf
+    known = table[finite].sort_values(cost, kind="stable")
     best = known.groupby(cost)["dice"].max()
     front = best[best > best.cummax().shift(fill_value=-math.inf)]
     return known[known["dice"] == known[cost].map(front)]
@@ -259,7 +260,7 @@ def _left_out(dataset: str, scores: pd.DataFrame, kept: pd.DataFrame) -> Iterato
 
 
 def _num_cases(rows: pd.DataFrame) -> int:
-    return len(rows.index.droplevel("seed").unique())
+    return rows.groupby(level=["dataset", "case"]).ngroups
 
 
 def _friedman(scores: pd.DataFrame) -> tuple[float, float]:

@@ -43,7 +43,7 @@ class Paired:
     tied: int
     cases: int
     rank_biserial: float
-    """Share of the rank sum of |a - b| where `a` is larger, less that where `b` is: -1 to 1; ties left out."""
+    """Ranks of |a - b|: share of their sum where `a` is larger, less that where `b` is (-1 to 1, no ties)."""
     cohens_dz: float
     """Mean over standard deviation of a - b; NaN where a - b does not vary."""
 

@@ -73,6 +73,8 @@ def test_a_config_loads_with_the_class_that_its_name_says(path: Path) -> None:
     assert stage in STAGES, f"{path.name} must end in _<stage>.yaml, or lie in studies/"
     given = flatten(read_yaml(path))
     missing = {name: value for name, value in REQUIRED.get(stage, {}).items() if name not in given}
+    if sets := read_yaml(path).get("datasets"):
+        missing = {f"datasets.{name}.prepare.data.root": "/scans" for name in sets}
     load_config(config_class(stage), path, missing)
 
 

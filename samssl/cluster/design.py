@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from samssl.config import (
     Count,
+    PositiveFloat,
     PositiveInt,
     absolute_paths,
     config,
@@ -109,8 +110,12 @@ class StudyConfig:
     """Where arms with the trainer nnunet train."""
     trials_at_once: Count = 0
     """Runs at one time; 0: as many as the cluster holds."""
+    published: Path | None = None
+    """YAML file of published values, shown beside ours and marked as such."""
     dry_run: bool = False
     """Say how many runs there would be and what they would cost, and do nothing."""
+    gpu_tflops: PositiveFloat = 312.0
+    """Peak TFLOP/s of a GPU, by which `dry_run` reckons hours; 312 is an A100 in bf16."""
 
     def __post_init__(self) -> None:
         if (self.prepare is None) == (not self.datasets):
@@ -156,8 +161,15 @@ class Setting:
     folder: Path
     """Folder of the arms and their report."""
     shots: int
-    fold: int
+    fold: int | None
+    """None where the study has one split of each data set."""
     chosen: SetConfig
+
+    @property
+    def label(self) -> str:
+        """What the overview calls it: `hippocampus, fold 1, 5-shot`."""
+        shots = f"{self.shots}-shot" if self.shots else "all"
+        return ", ".join([self.dataset, *([f"fold {self.fold}"] if self.fold is not None else []), shots])
 
     @property
     def store(self) -> Path:
@@ -168,9 +180,8 @@ class Setting:
     def prepare(self) -> PrepareConfig:
         """How the store is made."""
         prepare = self.chosen.prepare
-        return replace(
-            prepare, out=self.store, split=replace(prepare.split, fold=prepare.split.fold + self.fold)
-        )
+        fold = prepare.split.fold if self.fold is None else self.fold
+        return replace(prepare, out=self.store, split=replace(prepare.split, fold=fold))
 
 
 def settings_of(config: StudyConfig) -> list[Setting]:
@@ -182,8 +193,9 @@ def _homes(config: StudyConfig) -> Iterator[Setting]:
     sets = config.datasets
     if config.prepare:
         sets = {"": SetConfig(simulate=config.simulate, prepare=config.prepare)}
-    for (name, chosen), fold in itertools.product(sets.items(), range(config.folds)):
-        home = config.out / name / (f"fold{fold}" if config.folds > 1 else "")
+    folds = range(config.folds) if config.folds > 1 else [None]
+    for (name, chosen), fold in itertools.product(sets.items(), folds):
+        home = config.out / name / ("" if fold is None else f"fold{fold}")
         yield Setting(name or config.name, home, home, 0, fold, chosen)
 
 

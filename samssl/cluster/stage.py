@@ -36,6 +36,7 @@ PATHS = (
 
 RUNTIME = (
     *("resources.", "register.", "optim.log_every", "optim.save_every"),
+    *("dry_run", "gpu_tflops", "published", "trials_at_once", "search.at_once"),
     *("optim.loader_workers", "optim.checkpoint_activations", "data.embeddings.limit_gib"),
 )
 """Fields, by how they begin, that change how a result is reached and not what it is."""

@@ -19,14 +19,16 @@ from samssl.cluster.design import (
     settings_of,
     start_folder,
 )
+from samssl.cluster.dry_run import describe_study
 from samssl.cluster.launch import Executor
 from samssl.cluster.nnunet import NnunetConfig, run_nnunet
-from samssl.cluster.stage import Place, stage
+from samssl.cluster.stage import Place, StageRun, stage
 from samssl.cluster.stages import run_evaluate, run_finetune, run_prepare, run_pretrain, run_simulate
 from samssl.cluster.trials import Job, Outcome, run_jobs
 from samssl.config import UserError, dump_yaml
 from samssl.evaluate import EvaluateConfig
 from samssl.files import read_json, write_text
+from samssl.report.overview import SettingPage, write_overview
 from samssl.report.page import ReportConfig, write_report
 from samssl.train.finetune import FinetuneConfig
 
@@ -34,12 +36,17 @@ Run = tuple[Setting, str, ArmConfig, int]
 """One arm in one setting with one seed."""
 
 
-def run_study(config: StudyConfig) -> Path:
-    """Run whatever of the study is not finished yet, then write the reports; returns the path of the first.
+def run_study(config: StudyConfig) -> Path | None:
+    """Run whatever of the study is not finished yet, then write the reports.
+
+    Returns the path of the report, or of the overview above the reports of several settings.
 
     Raises:
         UserError: some runs failed; the reports leave them out, and the same command tries them again.
     """
+    if config.dry_run:
+        print(describe_study(config), flush=True)
+        return None
     place = Place(experiment=config.name)
     with stage("study", config, {}, place, always=True) as work:
         place = replace(place, parent_run_id=work.run.run_id)
@@ -48,16 +55,28 @@ def run_study(config: StudyConfig) -> Path:
                 run_simulate(setting.chosen.simulate)
             run_prepare(setting.prepare, replace(place, dataset=setting.dataset))
         failed = [outcome for outcome in _run_all(config, place) if outcome.error]
-        pages = [_report(config, setting) for setting in settings_of(config)]
-        for page in filter(None, pages):
-            work.metrics |= _metrics(config, page)
-            for path in (page, page.with_name("summary.json")):
-                work.run.log_file(path)
+        page = _write_reports(config, work)
         if failed:
             raise UserError(_why_incomplete(failed))
-    page = next(page for page in pages if page)
     print(f"\nReport:    {page}\nMLflow UI: mlflow ui --backend-store-uri {work.run.uri}", flush=True)
     return page
+
+
+def _write_reports(config: StudyConfig, work: StageRun) -> Path | None:
+    """The report of each setting with finished runs, and where there are several the overview above them."""
+    settings = settings_of(config)
+    pages = [(setting, page) for setting in settings if (page := _report(config, setting))]
+    for _, page in pages:
+        work.metrics |= _metrics(config, page)
+    if len(settings) == 1 or not pages:
+        written = pages[0][1] if pages else None
+    else:
+        listed = [SettingPage(setting.label, setting.folder) for setting, _ in pages]
+        arms = config.treatment, config.baseline
+        written = write_overview(config.out, config.name, listed, *arms, config.published)
+    for path in [written, written.with_name("summary.json")] if written else []:
+        work.run.log_file(path)
+    return written
 
 
 def _by_home(config: StudyConfig) -> list[Setting]:

@@ -38,6 +38,7 @@ from samssl.cluster.space import (
     field_value,
     grid,
     in_words,
+    short_names,
     suggest,
 )
 from samssl.cluster.stage import Place, stage
@@ -165,8 +166,10 @@ def run_sweep(config: SweepConfig) -> Path:
             failures = "\n".join(f"  {row.point}: {row.error}" for row in table.itertuples())
             raise UserError(f"No trial of the sweep came to its end:\n{failures}")
         tested = _test_best(config, next(point for point in points if in_words(point) == best), place)
-        page = write_sweep_report(config.out, table, list(config.space), best, tested)
-        work.metrics = {"best/val_dice": table[table["point"] == best]["score"].mean(), **tested}
+        axes = dict(zip(config.space, short_names(list(config.space)), strict=True))
+        page = write_sweep_report(config.out, config.name, table, axes, best, tested)
+        validated = float(table[table["point"] == best]["score"].mean())
+        work.metrics = {"best/val_dice": validated, "best/test_dice": fmean(tested.values())}
         for path in (page, config.out / "trials.csv"):
             work.run.log_file(path)
     print(
@@ -395,9 +398,9 @@ def best_point(table: pd.DataFrame) -> str | None:
     return str(whole.groupby("point", sort=False)["score"].mean().idxmax())
 
 
-def _test_best(config: SweepConfig, point: Point, place: Place) -> dict[str, float]:
-    """Score the best point on the test split, once for each seed, and copy its best bundle."""
-    folder, scores = config.out / "best", {}
+def _test_best(config: SweepConfig, point: Point, place: Place) -> dict[int, float]:
+    """Dice of the best point on the test split by seed; its best bundle is copied."""
+    folder, scores = config.out / "best", dict[int, float]()
     for seed in config.seeds:
         bundle = _folder(config, point) / f"seed{seed}" / "bundle"
         out = folder / f"seed{seed}" / "evaluate"
@@ -408,9 +411,8 @@ def _test_best(config: SweepConfig, point: Point, place: Place) -> dict[str, flo
     chosen = max(trained, key=lambda seed: trained[seed]["metrics"]["best/val_dice"])
     with written_aside(folder / "bundle") as partial_copy:
         shutil.copytree(_folder(config, point) / f"seed{chosen}" / "bundle", partial_copy)
-    tested = {"best/test_dice": fmean(scores.values())}
-    write_json(config.out / "best.json", {"point": point, "seed": chosen, "test/dice": scores, **tested})
-    return tested
+    write_json(config.out / "best.json", {"point": point, "seed": chosen, "test/dice": scores})
+    return scores
 
 
 def _record(folder: Path) -> dict[str, Any]:

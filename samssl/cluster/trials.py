@@ -56,7 +56,7 @@ class Job:
 
     def is_finished(self) -> bool:
         """Whether every stage has finished, which checks no digests."""
-        return bool(self.stages) and all(_status(folder) == "finished" for folder in self.stages)
+        return bool(self.stages) and all(stage_status(folder) == "finished" for folder in self.stages)
 
 
 @dataclass(frozen=True)
@@ -334,7 +334,8 @@ CHECK = Executor(_refuse, _refuse)
 """Of jobs that have nothing left to do."""
 
 
-def _status(folder: Path) -> str | None:
+def stage_status(folder: Path) -> str | None:
+    """How the stage in `folder` ended, or that it runs; None where there is none."""
     try:
         return read_json(folder / "run.json").get("status")
     except (OSError, ValueError, AttributeError):

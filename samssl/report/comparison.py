@@ -4,9 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, NullFormatter
 from matplotlib.transforms import blended_transform_factory
 
 from samssl.arms import Pooled, Ranking, pareto_front
@@ -42,6 +44,7 @@ def critical_difference_diagram(ranking: Ranking) -> Chart:
     first_row = 1.0 + 0.5 * len(ranking.groups)
 
     def draw(figure: Figure) -> None:
+        figure.set_layout_engine("none")  # the names have their room at both sides
         axes = figure.add_axes((room_in / _WIDTH_IN, 0, 1 - 2 * room_in / _WIDTH_IN, 1))
         axes.set_axis_off()
         axes.set_xlim(1, len(names))
@@ -60,7 +63,7 @@ def critical_difference_diagram(ranking: Ranking) -> Chart:
 
 
 def forest_plot(by_dataset: Mapping[str, Paired], pooled: Pooled, first: str, second: str) -> Chart:
-    """The difference between two arms (`first` minus `second`) on each data set and over all, with intervals."""
+    """`first` minus `second` on each data set and over all of them, with 95 % intervals."""
     rows = [
         (name, row.mean_difference, row.low, row.high, _count(row.cases, "case"))
         for name, row in by_dataset.items()
@@ -99,18 +102,19 @@ def setting_plot(table: pd.DataFrame, setting: str, label: str) -> Chart:
     `table` has one row a run: a column `setting` (axis title `label`) and `dice`, the run's mean over cases.
     """
     runs = table.dropna(subset=[setting, "dice"])
+    values = np.unique(runs[setting].to_numpy(np.float64))
     intervals = {
-        float(value): seed_interval(rows["dice"].to_numpy()) for value, rows in runs.groupby(setting)
+        float(value): seed_interval(runs.loc[runs[setting] == value, "dice"].to_numpy()) for value in values
     }
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         _scale_to_values(axes, list(intervals))
-        axes.plot(runs[setting], runs["dice"], "o", color=INK, alpha=0.35, ms=4, mew=0, gid="runs")
         for value, interval in intervals.items():
-            axes.plot([value, value], [interval.low, interval.high], color=BLUE, lw=2.2)
+            axes.plot([value, value], [interval.low, interval.high], color=BLUE, lw=2.2, alpha=0.6)
         means = [interval.mean for interval in intervals.values()]
-        axes.plot(list(intervals), means, "-o", color=BLUE, lw=1.2, ms=6, gid="means")
+        axes.plot(list(intervals), means, "-o", color=BLUE, lw=1.2, ms=7, gid="means")
+        axes.plot(runs[setting], runs["dice"], "o", color=INK, alpha=0.7, ms=3, mew=0, zorder=3, gid="runs")
         axes.set_xlabel(label)
         axes.set_ylabel("Dice")
         grid(axes, "y")
@@ -136,6 +140,8 @@ def cost_plot(table: pd.DataFrame, cost: str, label: str) -> Chart:
         axes = figure.add_subplot()
         if 0 < 20 * drawn[cost].min() < drawn[cost].max():
             axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.plot(others[cost], others["dice"], "o", color=INK, alpha=0.45, ms=5, mew=0, gid="others")
         axes.plot(
             front[cost], front["dice"], "-o", color=BLUE, lw=1.2, ms=7, drawstyle="steps-post", gid="front"
@@ -188,7 +194,7 @@ def _rank_label(axes: Axes, name: str, rank: float, row: float, *, left: bool) -
 
 def _ranking_in_words(ranking: Ranking) -> str:
     ranks = ", ".join(f"{arm_name(str(arm))} {rank:.2f}" for arm, rank in ranking.mean_ranks.items())
-    groups = "; ".join(", ".join(map(arm_name, group)) for group in ranking.groups)
+    groups = "; ".join(f"{arm_name(group[0])} to {arm_name(group[-1])}" for group in ranking.groups)
     differ = f"not shown to differ: {groups}" if groups else "every pair of arms differs"
     return (
         f"Mean ranks over {_count(ranking.blocks, 'block')}, best first: {ranks}. "

@@ -40,7 +40,9 @@ class PublishedValue:
         if not 0 <= self.dice <= 1:
             raise ValueError(f"a Dice lies between 0 and 1, not at {self.dice}; divide percentages by 100.")
         if empty := [name for name in ("arm", "dataset", "source") if not getattr(self, name).strip()]:
-            raise ValueError(f"{empty[0]} is empty; a published value needs an arm, a data set and its source.")
+            raise ValueError(
+                f"{empty[0]} is empty; a published value needs an arm, a data set and its source."
+            )
 
 
 def read_published(path: Path) -> tuple[PublishedValue, ...]:
@@ -101,7 +103,9 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     tree = read_yaml(path)
     entries = tree.get("values")
     if set(tree) != {"values"} or not isinstance(entries, list):
-        raise UserError(f"{path} must hold one list, 'values:', with an arm, dataset, dice and source an entry.")
+        raise UserError(
+            f"{path} must hold one list, 'values:', with an arm, dataset, dice and source an entry."
+        )
     for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, dict):
             raise UserError(

@@ -70,11 +70,11 @@ def ranks(make: Callable[..., Sweep]) -> Sweep:
 def test_a_grid_is_searched_on_val_and_its_best_point_is_tested_once(ranks: Sweep) -> None:
     table = ranks.table()
     assert table["status"].tolist() == ["finished"] * 4
-    assert table.groupby(RANK)["seed"].apply(sorted).to_dict() == {1: [0, 1], 4: [0, 1]}
+    assert list(zip(table[RANK], table["seed"], strict=True)) == [(1, 0), (1, 1), (4, 0), (4, 1)]
     assert table.groupby(RANK)["trained_parameters"].first().is_monotonic_increasing
     best = json.loads((ranks.out / "best.json").read_text())
     means = table.groupby("point")["score"].mean()
-    assert best["point"][RANK] == table.set_index("point").loc[means.idxmax(), RANK].iloc[0]
+    assert best["point"][RANK] == table[table["point"] == means.idxmax()][RANK].iloc[0]
     assert sorted(path.name for path in (ranks.out / "best").iterdir()) == ["bundle", "seed0", "seed1"]
     assert not list((ranks.out / "trials").rglob("cases.parquet"))
     chosen = table[(table["point"] == means.idxmax()) & (table["seed"] == best["seed"])].iloc[0]
@@ -87,11 +87,11 @@ def test_trials_are_children_of_the_sweep_in_mlflow(ranks: Sweep) -> None:
     assert experiment is not None
     runs = {run.info.run_id: run for run in client.search_runs([experiment.experiment_id])}
     (parent,) = (run for run in runs.values() if run.data.tags["stage"] == "sweep")
-    for row in ranks.table().itertuples():
-        run = runs[row.run_id]
+    for row in ranks.table().to_dict("records"):
+        run = runs[row["run_id"]]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert run.data.metrics["best/val_dice"] == pytest.approx(row.score)
-        assert run.info.run_name == f"finetune {row.point} seed{row.seed}"
+        assert run.data.metrics["best/val_dice"] == pytest.approx(row["score"])
+        assert run.info.run_name == f"finetune {row['point']} seed{row['seed']}"
     assert parent.data.metrics["best/val_dice"] == pytest.approx(
         ranks.table().groupby("point")["score"].mean().max()
     )
@@ -138,7 +138,7 @@ def test_a_trial_that_always_fails_is_named_and_does_not_sink_the_sweep(make: Ca
         "failing", {"finetune.strategy.lora.blocks": {"choice": [[0, 1], [9]]}}
     )  # micro has 4 blocks
     sweep.run()
-    table = sweep.table().set_index("finetune.strategy.lora.blocks")
-    assert table["status"].to_dict() == {"[0, 1]": "finished", "[9]": "failed"}
-    assert "9" in table.loc["[9]", "error"]
-    assert str(table.loc["[9]", "error"]) in (sweep.out / "report.html").read_text()
+    rows = {row["finetune.strategy.lora.blocks"]: row for row in sweep.table().to_dict("records")}
+    assert {name: row["status"] for name, row in rows.items()} == {"[0, 1]": "finished", "[9]": "failed"}
+    assert "names [9]" in rows["[9]"]["error"]
+    assert str(rows["[9]"]["error"]) in (sweep.out / "report.html").read_text()

@@ -11,6 +11,7 @@ from samssl.report.study import read_study
 from samssl.report.tables import PublishedValue, beside_published, read_published, tidy_scores
 from tests.report.conftest import StudyWriter
 
+HOW_TO = Path(__file__).parents[2] / "docs/how-to.md"
 VALUES = """
 values:
   - {arm: lora, dataset: liver, dice: 0.9, source: "Example 2025, table 3"}
@@ -102,3 +103,20 @@ def test_two_study_folders_become_one_table(tmp_path: Path) -> None:
         ("liver", "p2"): 0.5,
     }
     assert score_arms(table).set_index(["arm", "dataset"]).loc[("no_ssl", "liver"), "dice"] == 0.25
+
+
+def test_the_snippet_of_the_how_to_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    section = HOW_TO.read_text().split("## Compare many arms", 1)[1].split("\n## ", 1)[0]
+    code, values = (
+        section.split(f"```{language}\n", 1)[1].split("```", 1)[0] for language in ("python", "yaml")
+    )
+    (tmp_path / "published.yaml").write_text(values)
+    for dataset in ("hippocampus", "acdc"):
+        writer = StudyWriter(tmp_path / "runs" / dataset)
+        for shift, arm in enumerate(("ssl", "no_ssl", "lora_only")):
+            writer.evaluation(arm, 0, {f"p{case}": 0.5 + case / 9 - shift / 10 for case in range(4)})
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert "nnU-Net (published)" in capsys.readouterr().out
