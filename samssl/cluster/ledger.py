@@ -49,8 +49,10 @@ class Writer(Protocol):
 class Ledger(Protocol):
     """All runs that are known."""
 
-    whole: bool
-    """Whether a run that is not in it does not exist."""
+    @property
+    def whole(self) -> bool:
+        """Whether a run that is not in it does not exist."""
+        ...
 
     def find(self, tags: Mapping[str, str]) -> list[Any]:
         """The `Writer`s that have all these tags, newest first."""
@@ -146,7 +148,7 @@ def ledger_for(start: str) -> Ledger:
 
 def _recorded(folder: Path) -> RecordedRun:
     record = read_json(folder / RECORD)
-    tags = {"stage": record["stage"], **record.get("tags", {})}
+    tags: dict[str, str] = {"stage": record["stage"], **record.get("tags", {})}
     for role, digest in record["inputs"].items():
         tags[f"input.{role}"] = digest
     for role, digest in record["outputs"].items():
