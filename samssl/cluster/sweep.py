@@ -25,6 +25,7 @@ from ray.tune.schedulers import (
     FIFOScheduler,
     HyperBandScheduler,
     MedianStoppingRule,
+    PopulationBasedTraining,
     TrialScheduler,
 )
 from ray.tune.search.optuna import OptunaSearch
@@ -55,7 +56,7 @@ from samssl.report.sweep import write_sweep_report
 from samssl.train.finetune import FinetuneConfig
 from samssl.train.pretrain import PretrainConfig
 
-FINETUNE, PRETRAIN = "finetune.", "pretrain."
+FINETUNE, PRETRAIN, TRIAL = "finetune.", "pretrain.", "trial"
 STOPPED = "stopped"
 """Status of a run that its scheduler has ended before its last step."""
 
@@ -69,11 +70,12 @@ class SearchConfig:
     estimator, which learns from the trials before."""
     trials: PositiveInt = 20
     """Points of `random` and `tpe`."""
-    scheduler: Literal["none", "asha", "hyperband", "median"] = "none"
+    scheduler: Literal["none", "asha", "hyperband", "median", "pbt"] = "none"
     """Ends trials early: `asha` and `hyperband` keep the best part at each of a few steps, `median` ends
-    what is below the median of the others."""
+    what is below the median of the others. `pbt` (population-based training, with `method` random) lets bad
+    trials go on from the state of good ones, with settings changed a little."""
     grace_steps: Count = 0
-    """No trial is ended before this step; 0: before its first validation."""
+    """No trial is ended before this step, and pbt changes settings as often; 0: at every validation."""
     reduction: PositiveInt = 3
     """Of so many trials, asha and hyperband let one go on."""
     at_once: Count = 0
@@ -122,8 +124,18 @@ class SweepConfig:
             raise ValueError(
                 "search.scheduler with method tpe needs one seed: a trial of several ends with the last"
             )
+        if self.search.scheduler == "pbt":
+            self._check_population()
         for point in points_of(self):
             finetune_of(self, point, seed=0)
+
+    def _check_population(self) -> None:
+        if self.search.method != "random" or len(self.seeds) > 1:
+            raise ValueError("search.scheduler pbt goes with search.method random and one seed")
+        if fixed := [name for name, axis in self.space.items() if axis.when or not name.startswith(FINETUNE)]:
+            raise ValueError(f"pbt changes settings of running fine-tunings: it cannot search {fixed[0]}")
+        if self.finetune.resources.workers > 1:
+            raise ValueError("pbt needs trials of one worker: set finetune.resources.workers=1")
 
     @staticmethod
     def fill(tree: dict[str, Any]) -> None:
@@ -254,6 +266,8 @@ def _search(config: SweepConfig, place: Place) -> list[Point]:
         run_jobs(list(jobs.values()), config.out, "pretrain", config.search.at_once)
     if config.search.method == "tpe":
         return _search_adaptively(config, place)
+    if config.search.scheduler == "pbt":
+        return _search_as_population(config, place)
     jobs = [_job(config, place, point, [seed]) for point in points for seed in config.seeds]
     if config.search.scheduler == "none":
         run_jobs(jobs, config.out, "trials", config.search.at_once)
@@ -272,6 +286,21 @@ def _search_adaptively(config: SweepConfig, place: Place) -> list[Point]:
     return _run_with(config, job_of, {}, config.search.trials, searcher)
 
 
+def _search_as_population(config: SweepConfig, place: Place) -> list[Point]:
+    """Points by the end of each trial; a trial's folder changes with its settings."""
+
+    def job_of(point: Point) -> Job:
+        return _job(config, place, _named(point, tune.get_context().get_trial_id()), config.seeds)
+
+    domains = {name: axis.domain() for name, axis in config.space.items()}
+    return _run_with(config, job_of, domains, config.search.trials)
+
+
+def _named(point: Point, trial: str | None) -> Point:
+    """`point` with the id of its trial, which tells apart trials whose settings have become the same."""
+    return {**point, TRIAL: trial} if trial else point
+
+
 def _propose(space: dict[str, AxisConfig], trial: optuna.Trial) -> None:
     """Optuna keeps what was suggested itself."""
     suggest(trial, space)
@@ -287,18 +316,19 @@ def _run_with(
     """Trials whose searcher or scheduler remembers: a killed sweep goes on with what Tune has kept of it."""
     parts = {"space": config.space, "search": config.search, "seeds": config.seeds}
     name = f"tune-{config_digest(parts)[:8]}"
-    trials = Trials(job_of, config.out, config.name, expected, name, goes_on=True)
+    population = config.search.scheduler == "pbt"
+    trials = Trials(job_of, config.out, config.name, expected, name, goes_on=True, passes_state=population)
     share = cpu_share(expected)
     settings = tune.TuneConfig(
-        num_samples=config.search.trials if searcher else 1,
+        num_samples=config.search.trials if searcher or population else 1,
         search_alg=searcher,
         scheduler=_scheduler(config),
         max_concurrent_trials=most_at_once([config.finetune.resources], share, config.search.at_once),
     )
     outcomes = trials.run(space, settings, share)
-    for outcome in outcomes:
-        _mark_stopped(job_of(outcome.point))
-    tried = {in_words(outcome.point): outcome.point for outcome in outcomes}
+    _mark_stopped(config.out / "trials")
+    points = [_named(outcome.point, outcome.trial if population else None) for outcome in outcomes]
+    tried = {in_words(point): point for point in points}
     return [tried[name] for name in sorted(tried)]  # Tune's own order changes when it goes on
 
 
@@ -307,6 +337,11 @@ def _scheduler(config: SweepConfig) -> TrialScheduler:
     search, optim = config.search, config.finetune.optim
     grace = search.grace_steps or optim.validate_every
     common: dict[str, Any] = {"time_attr": STEP, "metric": SCORE, "mode": "max"}
+    if search.scheduler == "pbt":
+        mutations: dict[str, Any] = {name: axis.domain() for name, axis in config.space.items()}
+        return PopulationBasedTraining(
+            perturbation_interval=grace, hyperparam_mutations=mutations, synch=False, **common
+        )
     if search.scheduler == "asha":
         longest = optim.steps + 1
         return ASHAScheduler(max_t=longest, grace_period=grace, reduction_factor=search.reduction, **common)
@@ -317,12 +352,12 @@ def _scheduler(config: SweepConfig) -> TrialScheduler:
     return FIFOScheduler()
 
 
-def _mark_stopped(job: Job) -> None:
-    """Close what a scheduler has ended: nobody else will."""
-    for folder in job.stages:
-        record = _record(folder)
+def _mark_stopped(trials: Path) -> None:
+    """Close what a scheduler has ended, once nothing runs any more: nobody else will."""
+    for file in trials.glob("*/seed*/run.json"):
+        record = _record(file.parent)
         if record.get("status") == "running":
-            write_json(folder / "run.json", record | {"status": STOPPED})
+            write_json(file, record | {"status": STOPPED})
             Run(record["tracking_uri"], record["run_id"]).end("KILLED")
 
 

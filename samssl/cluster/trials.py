@@ -33,8 +33,10 @@ from samssl.train.resources import ResourcesConfig
 STEP, SCORE, ERROR = "step", "score", "error"
 """What trials report: steps done, the best validation so far, and why a run failed."""
 ERROR_FILE = "error.txt"
-WAITING_CPU = 0.01
-"""CPUs of a trial that waits for its own Ray Train workers."""
+RUN_FILE = "run_id.txt"
+"""Beside a state: the MLflow run that it comes from."""
+WAITING = {"memory": 1.0}
+"""What a trial reserves that waits for its own Ray Train workers: something, for Tune asks for it."""
 
 Point = dict[str, Any]
 """What tells one trial from the others."""
@@ -71,6 +73,8 @@ class Outcome:
     score: float | None = None
     """The best validation, where the run trained anything."""
     seconds: float = 0.0
+    trial: str = ""
+    """Tune's id."""
 
 
 def run_jobs(jobs: Sequence[Job], storage: Path, title: str, at_once: int = 0) -> list[Outcome]:
@@ -150,6 +154,7 @@ class Trials:
             int(metrics.get(STEP, 0)),
             score if score is not None and np.isfinite(score) else None,
             float(metrics.get("time_total_s", 0.0)),
+            str(metrics.get("trial_id", "")),
         )
 
 
@@ -242,6 +247,7 @@ class TrialContext:
     def save(self, state: State, metrics: dict[str, float]) -> None:
         """To the run's folder, and the metrics to Tune, whose scheduler may end the trial here."""
         save_state(state, self.file)
+        write_text(self.file.with_name(RUN_FILE), self.run.run_id)
         checkpoint = tune.Checkpoint.from_directory(self.file.parent) if self.here.passes_state else None
         if self.here.reports:
             tune.report(metrics, checkpoint=checkpoint)
@@ -251,6 +257,7 @@ class TrialContext:
         handed = tune.get_checkpoint() if self.here.passes_state else None
         if handed is not None:
             with handed.as_directory() as folder:
+                self.run.set_tags({"continues": (Path(folder) / RUN_FILE).read_text()})
                 return torch.load(Path(folder) / STATE_FILE, map_location="cpu", weights_only=True)
         if self.here.passes_state or not self.file.exists():
             return None
@@ -271,7 +278,7 @@ def cpu_share(jobs: int) -> int:
 def trial_bundle(resources: ResourcesConfig, share: int) -> dict[str, float]:
     """What one trial reserves for itself."""
     if resources.workers > 1:
-        return {"CPU": WAITING_CPU}
+        return dict(WAITING)
     bundle = {"CPU": float(resources.cpus_per_worker or share)}
     return {**bundle, "GPU": 1.0} if _uses_gpu(resources) else bundle
 
@@ -305,7 +312,7 @@ def _whole_need(resources: ResourcesConfig, share: int) -> dict[str, float]:
     """What a trial and the workers that it starts take together."""
     need = trial_bundle(resources, share)
     if resources.workers > 1:
-        need = {"CPU": WAITING_CPU + resources.workers * max(1, resources.cpus_per_worker)}
+        need = {"CPU": float(resources.workers * max(1, resources.cpus_per_worker))}
         need["GPU"] = float(resources.workers) if _uses_gpu(resources) else 0.0
     return need
 
