@@ -91,7 +91,7 @@ def _runtime_env(file: Path) -> dict[str, Any]:
     environment = read_yaml(file)
     variables = environment.get("env_vars") or {}
     environment["env_vars"] = _without_secrets(variables | _passed_on())
-    working_dir = str(environment.get("working_dir", "."))
+    working_dir = _without_secrets({"working_dir": environment.get("working_dir", ".")})["working_dir"]
     environment["working_dir"] = working_dir if "://" in working_dir else str(Path(working_dir).resolve())
     return environment
 
