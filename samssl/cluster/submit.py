@@ -134,9 +134,13 @@ def _entrypoint(submission: Submission, working_dir: str) -> list[str]:
     for name, value in overrides.items():
         settings[name] = _absolute(value, _lookup(loaded, name))
     arguments = [f"{name}={_text(value)}" for name, value in settings.items()]
-    if load_config(submission.config_class, file and working_dir / file, parse_overrides(arguments)) != loaded:
+    try:
+        same = load_config(submission.config_class, file and working_dir / file, parse_overrides(arguments))
+    except ConfigError:
+        same = None
+    if same != loaded:
         raise ConfigError(
-            f"Some setting of {submission.config} cannot be said on a command line. Put the file into "
+            f"A setting of {submission.config} cannot be said on a command line. Put the file into "
             f"{working_dir}, so that it travels with the job."
         )
     return [*_program(submission.stage, working_dir), *(["--config", str(file)] if file else []), *arguments]
@@ -181,6 +185,6 @@ def _connect(address: str) -> JobSubmissionClient:
     except (ConnectionError, RuntimeError, AuthenticationError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"The cluster at {address} does not take jobs: {reason} Check --address, which is that of the "
-            "dashboard (port 8265), and RAY_AUTH_TOKEN; a cluster without tokens needs RAY_AUTH_MODE=disabled."
+            f"The cluster at {address} does not take jobs: {reason} Check --address, the dashboard's "
+            "(port 8265), and RAY_AUTH_TOKEN. A cluster without tokens needs RAY_AUTH_MODE=disabled."
         ) from None

@@ -1,7 +1,7 @@
 """ray_configs/cluster and ray_configs/jobs are what Ray and KubeRay read. Nothing is started.
 
-The launcher's file goes through Ray's own schema and checks. KubeRay's schema is not to be had from a package:
-its fields are written down here as its API (`ray.io/v1`) has them, and Ray's autoscaler reads the manifests.
+The launcher's file goes through Ray's own schema and checks. No package has KubeRay's schema: its fields are
+written down here as its API (`ray.io/v1`) has them, and Ray's autoscaler reads the manifests.
 """
 
 import re
@@ -56,7 +56,8 @@ def test_the_launchers_head_is_on_demand_and_its_workers_are_spot_and_scale() ->
     nodes = manifest("aws.yaml")["available_node_types"]
     assert "InstanceMarketOptions" not in nodes["head"]["node_config"]
     assert nodes["gpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
-    assert nodes["gpu"]["min_workers"] < nodes["gpu"]["max_workers"] and nodes["gpu"]["resources"]["GPU"] == 1
+    assert nodes["gpu"]["min_workers"] < nodes["gpu"]["max_workers"]
+    assert nodes["gpu"]["resources"]["GPU"] == 1
 
 
 def test_the_launchers_nodes_ask_for_the_token_and_mount_what_is_shared() -> None:
@@ -115,7 +116,8 @@ def test_rays_autoscaler_reads_the_manifests(name: str) -> None:
     )
     nodes = config["available_node_types"]
     assert nodes["headgroup"]["resources"]["CPU"] == 0
-    assert nodes["gpu"]["resources"]["GPU"] == 1 and nodes["gpu"]["max_workers"] == config["max_workers"] == 8
+    assert nodes["gpu"]["resources"]["GPU"] == 1
+    assert nodes["gpu"]["max_workers"] == config["max_workers"] == 8
 
 
 def test_versions_of_ray_agree() -> None:
