@@ -15,9 +15,6 @@ from typing import Any, TypeVar
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # a report takes as long as one check
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # or every line of a worker appears twice
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault(
-    "RAY_AUTH_MODE", "token"
-)  # Ray's default, which clients and servers read differently unsaid
 
 import numpy as np
 import ray
@@ -49,6 +46,12 @@ def start_ray() -> None:
         return
     local = {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "num_cpus": os.cpu_count()}
     ray.init(logging_level="WARNING", **local)  # pyright: ignore[reportArgumentType]
+
+
+def join_cluster() -> None:
+    """Join the cluster that `RAY_ADDRESS` names, if it names one."""
+    if os.environ.get("RAY_ADDRESS"):
+        start_ray()
 
 
 def ray_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

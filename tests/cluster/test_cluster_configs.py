@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+import samssl.cluster  # before ray  # noqa: F401
 from samssl.cli import STAGES
 from samssl.config import load_config, parse_overrides, read_yaml
 
