@@ -105,6 +105,28 @@ def test_a_tracking_server_that_nodes_do_not_reach_is_refused_without_its_passwo
         check_places(run, f"http://me:hunter2@127.0.0.1:{port}")
 
 
+@pytest.mark.usefixtures("_cluster")
+def test_what_an_autoscaler_may_add_counts_as_there() -> None:
+    """The cluster's description is what Ray's autoscaler leaves for others to read."""
+    import ray
+    from ray.core.generated import autoscaler_pb2
+    from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
+
+    from samssl.cluster.launch import resources_at_most
+
+    key, namespace = ray._raylet.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, ray._raylet.GCS_AUTOSCALER_STATE_NAMESPACE
+    assert "GPU" not in resources_at_most()
+    group = autoscaler_pb2.NodeGroupConfig(resources={"CPU": 8, "GPU": 1}, max_count=4)
+    content = autoscaler_pb2.ClusterConfig(node_group_configs=[group]).SerializeToString()
+    _internal_kv_put(key, content, namespace=namespace.encode())
+    try:
+        found = resources_at_most()
+        assert (found["GPU"], found["CPU"]) == (4, 32)
+        assert found["memory"] == ray.cluster_resources()["memory"]
+    finally:
+        _internal_kv_del(key, namespace=namespace.encode())
+
+
 def test_a_jobs_copy_of_the_working_directory_is_no_place_for_results(
     run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
