@@ -24,7 +24,7 @@ from samssl.config import read_yaml
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent
-STEPS, SAVED_EVERY = 300, 5
+STEPS, SAVED_EVERY = 200, 5
 LONG = tuple(
     f"pretrain.optim.{name}={value}"
     for name, value in {"steps": STEPS, "save_every": SAVED_EVERY, "validate_every": 100}.items()
@@ -83,7 +83,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
         "MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow.db'}",
-        "NO_COLOR": "1",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short:
         options = [f"--{name}={port}" for name, port in zip(names, others, strict=True)]
