@@ -247,7 +247,7 @@ def resources_at_most() -> dict[str, float]:
     """Resources of the cluster: what it has, or what its autoscaler may add up to."""
     now = ray.cluster_resources()
     most = cluster_state.get_max_resources_from_cluster_config() or {}
-    return now | {kind: max(amount, now.get(kind, 0)) for kind, amount in most.items()}
+    return now | {kind: float(max(amount, now.get(kind, 0))) for kind, amount in most.items()}
 
 
 def _read_state(folder: Path) -> State:

@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ def _cluster() -> Iterator[None]:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         cluster.add_node(num_cpus=1)
-        ray.init(address=cluster.address, logging_level="WARNING")
+        ray.init(address=cluster.address)
         yield
     finally:
         ray.shutdown()
@@ -109,22 +110,24 @@ def test_a_tracking_server_that_nodes_do_not_reach_is_refused_without_its_passwo
 def test_what_an_autoscaler_may_add_counts_as_there() -> None:
     """The cluster's description is what Ray's autoscaler leaves for others to read."""
     import ray
+    from ray._raylet import GCS_AUTOSCALER_CLUSTER_CONFIG_KEY as key  # pyright: ignore
+    from ray._raylet import GCS_AUTOSCALER_STATE_NAMESPACE as space  # pyright: ignore
     from ray.core.generated import autoscaler_pb2
     from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
 
     from samssl.cluster.launch import resources_at_most
 
-    key, namespace = ray._raylet.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, ray._raylet.GCS_AUTOSCALER_STATE_NAMESPACE
     assert "GPU" not in resources_at_most()
-    group = autoscaler_pb2.NodeGroupConfig(resources={"CPU": 8, "GPU": 1}, max_count=4)
-    content = autoscaler_pb2.ClusterConfig(node_group_configs=[group]).SerializeToString()
-    _internal_kv_put(key, content, namespace=namespace.encode())
+    described: Any = autoscaler_pb2  # generated, without types
+    group = described.NodeGroupConfig(resources={"CPU": 8, "GPU": 1}, max_count=4)
+    content = described.ClusterConfig(node_group_configs=[group]).SerializeToString()
+    _internal_kv_put(key, content, namespace=space.encode())
     try:
         found = resources_at_most()
         assert (found["GPU"], found["CPU"]) == (4, 32)
         assert found["memory"] == ray.cluster_resources()["memory"]
     finally:
-        _internal_kv_del(key, namespace=namespace.encode())
+        _internal_kv_del(key, namespace=space.encode())
 
 
 def test_a_jobs_copy_of_the_working_directory_is_no_place_for_results(

@@ -24,7 +24,7 @@ from samssl.config import read_yaml
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent
-STEPS, SAVED_EVERY = 200, 5
+STEPS, SAVED_EVERY = 150, 5
 LONG = tuple(
     f"pretrain.optim.{name}={value}"
     for name, value in {"steps": STEPS, "save_every": SAVED_EVERY, "validate_every": 100}.items()
