@@ -61,9 +61,14 @@ STAGES = {
         "samssl.report.page:ReportConfig",
         "samssl.cluster.stages:run_report",
     ),
+    "sweep": Stage(
+        "fine-tuning at many points of a search space; the best is tested",
+        "samssl.cluster.sweep:SweepConfig",
+        "samssl.cluster.sweep:run_sweep",
+    ),
     "study": Stage(
         "all stages, several arms and seeds, compared",
-        "samssl.cluster.study:StudyConfig",
+        "samssl.cluster.design:StudyConfig",
         "samssl.cluster.study:run_study",
     ),
 }

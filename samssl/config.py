@@ -56,6 +56,18 @@ def load_config(cls: type[T], path: Path | None, overrides: Mapping[str, Any]) -
     return absolute_paths(build_config(cls, tree, source=str(path) if path else "the command line"))
 
 
+def overridden(value: T, overrides: Mapping[str, Any], source: str) -> T:
+    """`value` with each dotted override set in it, validated anew.
+
+    Raises:
+        ConfigError: naming `source` and every field that is unknown or out of range.
+    """
+    tree = to_tree(value)
+    for name, item in overrides.items():
+        _set_dotted(tree, name, item)
+    return build_config(type(value), tree, source)
+
+
 def absolute_paths(value: T) -> T:
     """`value` with every path in it made absolute: workers run in folders of their own."""
     if isinstance(value, Path):

@@ -16,11 +16,13 @@ from jaxtyping import Float
 
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 9_999
+ROUNDING = 1e-12
+"""Differences that vary by no more than this are the same number."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over `cases` values and its 95 % interval; one case has no interval: NaN ends."""
+    """A mean over `cases` values and its 95 % interval; one value has no interval: NaN ends."""
 
     mean: float
     low: float
@@ -40,6 +42,10 @@ class Paired:
     worse: int
     tied: int
     cases: int
+    rank_biserial: float
+    """Ranks of |a - b|: share of their sum where `a` is larger, less that where `b` is (-1 to 1, no ties)."""
+    cohens_dz: float
+    """Mean over standard deviation of a - b; NaN where a - b does not vary."""
 
 
 def mean_interval(values: Sequence[float] | Float[np.ndarray, " cases"], seed: int = 0) -> Interval:
@@ -100,7 +106,41 @@ def paired_comparison(
         worse=int((difference < 0).sum()),
         tied=int((difference == 0).sum()),
         cases=difference.size,
+        rank_biserial=_rank_biserial(difference),
+        cohens_dz=_cohens_dz(difference),
     )
+
+
+def seed_interval(values: Sequence[float] | Float[np.ndarray, " seeds"]) -> Interval:
+    """Mean of `values`, one a seed, with its 95 % interval by Student's t; one seed has NaN ends.
+
+    Three to five seeds are too few to resample: a bootstrap cannot leave the range of what was seen.
+
+    Raises:
+        ValueError: when there is no value, or one is not finite.
+    """
+    from scipy.stats import t
+
+    array = _finite(values)
+    mean, count = float(array.mean()), array.size
+    if count == 1:
+        return Interval(mean, math.nan, math.nan, 1)
+    half = float(t.ppf((1 + CONFIDENCE) / 2, count - 1) * array.std(ddof=1) / math.sqrt(count))
+    return Interval(mean, mean - half, mean + half, count)
+
+
+def _rank_biserial(difference: Float[np.ndarray, " cases"]) -> float:
+    """Zero where all cases are tied."""
+    from scipy.stats import rankdata
+
+    untied = difference[difference != 0]
+    ranks = rankdata(np.abs(untied))
+    return float((np.sign(untied) * ranks).sum() / ranks.sum()) if untied.size else 0.0
+
+
+def _cohens_dz(difference: Float[np.ndarray, " cases"]) -> float:
+    varies = np.ptp(difference) > ROUNDING
+    return float(difference.mean() / difference.std(ddof=1)) if varies else math.nan
 
 
 def _wilcoxon_p(difference: Float[np.ndarray, " cases"]) -> float:

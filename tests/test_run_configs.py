@@ -25,13 +25,15 @@ REQUIRED = {
     "study": {"prepare.data.root": "/scans"},
     "pretrain": {"data.store": "/store"},
     "finetune": {"data.store": "/store"},
+    "sweep": {"prepare.data.root": "/scans", "finetune.data.store": "/store"},
 }
 """What a shipped file may leave for the command line, since only the user knows it."""
 
 
 def stage_of(path: Path) -> str:
     """`studies/x.yaml` is a study; elsewhere the name ends in the stage, as in `runs/x_prepare.yaml`."""
-    return "study" if path.parent.name == "studies" else path.stem.rpartition("_")[2]
+    folders = {"studies": "study", "sweeps": "sweep"}
+    return folders.get(path.parent.name) or path.stem.rpartition("_")[2]
 
 
 def config_class(stage: str) -> type:
@@ -74,6 +76,8 @@ def test_a_config_loads_with_the_class_that_its_name_says(path: Path) -> None:
     assert stage in STAGES, f"{path.name} must end in _<stage>.yaml, or lie in studies/"
     given = flatten(read_yaml(path))
     missing = {name: value for name, value in REQUIRED.get(stage, {}).items() if name not in given}
+    if sets := read_yaml(path).get("datasets"):
+        missing = {f"datasets.{name}.prepare.data.root": "/scans" for name in sets}
     load_config(config_class(stage), path, missing)
 
 

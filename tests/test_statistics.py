@@ -1,12 +1,13 @@
 """Intervals and paired tests against hand-computed and SciPy values."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import scipy.stats
 
-from samssl.statistics import Interval, Paired, mean_interval, paired_comparison
+from samssl.statistics import Interval, Paired, mean_interval, paired_comparison, seed_interval
 
 
 def test_two_cases_span_the_interval() -> None:
@@ -82,9 +83,40 @@ def test_ties_are_counted_and_left_out_of_the_test() -> None:
 
 
 def test_arms_that_are_equal_on_every_case() -> None:
-    assert paired_comparison([0.5, 0.7], [0.5, 0.7]) == Paired(0.0, 0.0, 0.0, 1.0, 0, 0, 2, 2)
+    result = paired_comparison([0.5, 0.7], [0.5, 0.7])
+    assert replace(result, cohens_dz=0.0) == Paired(0.0, 0.0, 0.0, 1.0, 0, 0, 2, 2, 0.0, 0.0)
+    assert math.isnan(result.cohens_dz)
 
 
 def test_unequal_numbers_of_cases_are_refused() -> None:
     with pytest.raises(ValueError, match="same cases twice, not 2 and 1"):
         paired_comparison([0.5, 0.7], [0.5])
+
+
+def test_darwins_plants() -> None:
+    """Heights of crossed less self-fertilised plants, the example in SciPy's documentation of `wilcoxon`."""
+    differences = [6, 8, 14, 16, 23, 24, 28, 29, 41, -48, 49, 56, 60, -67, 75]
+    result = paired_comparison(differences, np.zeros(15))
+    assert result.wilcoxon_p == pytest.approx(0.041259765625)
+    # 48 and 67 have ranks 10 and 14 of 1 .. 15, whose sum is 120.
+    assert result.rank_biserial == pytest.approx((96 - 24) / 120)
+
+
+def test_effect_sizes_by_hand() -> None:
+    # Differences .1 .2 .3 -.4 .5: mean .14, squares sum to .55; ranks for 1 + 2 + 3 + 5, against 4.
+    result = paired_comparison([0.1, 0.2, 0.3, 0.0, 0.5], [0.0, 0.0, 0.0, 0.4, 0.0])
+    assert result.rank_biserial == pytest.approx(7 / 15)
+    assert result.cohens_dz == pytest.approx(0.14 / math.sqrt((0.55 - 5 * 0.14**2) / 4))
+
+
+@pytest.mark.parametrize(("a", "b", "expected"), [([2, 3], [1, 1], 1.0), ([0, 0, 5], [1, 2, 5], -1.0)])
+def test_rank_biserial_has_its_ends_where_all_untied_cases_agree(a: list, b: list, expected: float) -> None:
+    assert paired_comparison(a, b).rank_biserial == expected
+
+
+def test_interval_over_seeds_is_students() -> None:
+    # t at 97.5 % with 2 degrees of freedom is 4.303 (any table); the standard error is .01 / sqrt(3).
+    interval = seed_interval([0.79, 0.80, 0.81])
+    assert interval.mean == pytest.approx(0.80)
+    assert interval.high - interval.mean == pytest.approx(4.303 * 0.01 / math.sqrt(3), rel=1e-4)
+    assert math.isnan(seed_interval([0.8]).low)

@@ -7,14 +7,11 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # a report takes as long as one check
-os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # or every line of a worker appears twice
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import numpy as np
 import ray
@@ -74,7 +71,7 @@ def call_remote(function: Callable[[Item], Result], argument: Item) -> Result:
     """`function(argument)` in a Ray worker, with a GPU where the cluster has one."""
     start_ray()
     gpus = min(1, ray.cluster_resources().get("GPU", 0))
-    cores = max(node.get("CPU", 1) for node in _nodes() if node.get("GPU", 0) >= gpus)
+    cores = max(node.get("CPU", 1) for node in nodes() if node.get("GPU", 0) >= gpus)
     return _get(_apply.options(num_cpus=cores, num_gpus=gpus).remote(function, argument))
 
 
@@ -91,6 +88,7 @@ def train(
     resources: ResourcesConfig,
     run: Run,
     storage: Path,
+    callbacks: Sequence[ray.train.UserCallback] = (),
 ) -> State:
     """Run `task(config, context)` in Ray Train workers; returns the state it saved last.
 
@@ -124,6 +122,7 @@ def train(
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            callbacks=list(callbacks),
         ),
     )
     try:
@@ -141,6 +140,20 @@ def train(
     assert result.checkpoint is not None, "the training loop saves its state at least once"
     with result.checkpoint.as_directory() as folder:
         return _read_state(Path(folder))
+
+
+@dataclass(frozen=True)
+class Executor:
+    """Where the work of a stage is done."""
+
+    train: Callable[..., State]
+    """As `train`."""
+    call: Callable[[Callable[[Any], Any], Any], Any]
+    """Calls a function with its argument."""
+
+
+CLUSTER = Executor(train, call_remote)
+"""In Ray Train workers, and in a Ray task."""
 
 
 class RayContext:
@@ -238,7 +251,7 @@ def _own_sigint() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
-def _nodes() -> list[dict[str, float]]:
+def nodes() -> list[dict[str, float]]:
     """Resources of each node that is alive."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
@@ -258,7 +271,7 @@ def _scaling(resources: ResourcesConfig) -> ray.train.ScalingConfig:
     available = resources_at_most()
     wanted = resources.use_gpu
     use_gpu = available.get("GPU", 0) >= resources.workers if wanted is None else wanted
-    hosts = [node for node in _nodes() if node.get("GPU", 0) >= use_gpu]
+    hosts = [node for node in nodes() if node.get("GPU", 0) >= use_gpu]
     workers_a_host = -(-resources.workers // max(1, len(hosts)))
     cpus = resources.cpus_per_worker or max(
         1, int(min((n.get("CPU", 1) for n in hosts), default=1)) // workers_a_host

@@ -12,7 +12,7 @@ where it lay; `run.<role>` names the run that wrote an input, where it is known.
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,9 +34,13 @@ PATHS = (
 
 RUNTIME = (
     *("resources.", "register.", "optim.log_every", "optim.save_every"),
+    *("dry_run", "gpu_tflops", "published", "trials_at_once", "search.at_once"),
     *("optim.loader_workers", "optim.checkpoint_activations", "data.embeddings.limit_gib"),
 )
 """Fields, by how they begin, that change how a result is reached and not what it is."""
+
+DESCRIBED = ("arm", "dataset", "shots", "seed")
+"""Fields of `Place` that say which run of a study it is: tags in MLflow, and part of `run.json`."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,12 @@ class Place:
 
     experiment: str = "samssl"
     arm: str | None = None
+    dataset: str | None = None
+    shots: int | None = None
     seed: int | None = None
     parent_run_id: str | None = None
+    name: str | None = None
+    """What the run is called after its stage; null: by the fields above."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,7 @@ def stage(
     try:
         yield work
     except BaseException as error:
+        _record_failure(out, error)
         run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     record = read_json(out / "run.json")
@@ -132,6 +141,14 @@ def stage(
     run.end("FINISHED")
     for folder in work.obsolete:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _record_failure(out: Path, error: BaseException) -> None:
+    """Say in `run.json` why the run ended, for reports that leave it out."""
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    with suppress(OSError, ValueError):  # a full disk, which is perhaps the reason
+        record = read_json(out / "run.json")
+        write_json(out / "run.json", record | {"status": "failed", "error": reason})
 
 
 def _read_record(out: Path) -> dict[str, Any] | None:
@@ -164,17 +181,25 @@ def _open(name: str, record: dict[str, Any] | None, place: Place) -> Run:
     run = continue_run(record["run_id"]) if record else None
     if run:
         return run
-    label = "-".join(str(part) for part in (name, place.arm, place.seed) if part is not None)
-    return open_run(place.experiment, label, _tags(name, {}, place))
+    return open_run(place.experiment, _label(name, place), _tags(name, {}, place))
+
+
+def _label(stage_name: str, place: Place) -> str:
+    """The run's name in MLflow: `finetune hippocampus ssl 5-shot seed0`."""
+    if place.name is not None:
+        return f"{stage_name} {place.name}"
+    shots = f"{place.shots}-shot" if place.shots else None
+    seed = f"seed{place.seed}" if place.seed is not None else None
+    parts = (stage_name, place.dataset, place.arm, shots, seed)
+    return " ".join(part for part in parts if part is not None)
 
 
 def _tags(name: str, inputs: dict[str, Input], place: Place) -> dict[str, str]:
     tags = {"stage": name}
     if place.parent_run_id:
         tags[PARENT_TAG] = place.parent_run_id
-    tags |= {
-        key: str(value) for key, value in (("arm", place.arm), ("seed", place.seed)) if value is not None
-    }
+    described = {key: getattr(place, key) for key in DESCRIBED}
+    tags |= {key: str(value) for key, value in described.items() if value is not None}
     for role, read in inputs.items():
         tags[f"input.{role}"] = read.digest
         if read.path:
@@ -195,7 +220,7 @@ def _write_start(out: Path, name: str, config: Any, inputs: dict[str, Input], pl
         "tracking_uri": run.uri,
         "status": "running",
         "hardware": hardware(),
-        **{key: value for key, value in asdict(place).items() if key in ("experiment", "arm", "seed")},
+        **{key: value for key, value in asdict(place).items() if key in ("experiment", *DESCRIBED)},
         "inputs": {role: read.digest for role, read in inputs.items()},
         "outputs": {},
         "metrics": {},

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from samssl.bundle import load_segmenter, read_bundle, write_bundle
-from samssl.cluster.launch import call_remote, ray_map, train
+from samssl.cluster.launch import CLUSTER, Executor, ray_map
 from samssl.cluster.lineage import RANDOM
 from samssl.cluster.registry import register_encoder
 from samssl.cluster.stage import Input, Place, StageRun, stage
@@ -49,14 +49,14 @@ def run_prepare(config: PrepareConfig, place: Place = Place()) -> str:
     return summary.digest
 
 
-def run_pretrain(config: PretrainConfig, place: Place = Place()) -> Path:
+def run_pretrain(config: PretrainConfig, place: Place = Place(), executor: Executor = CLUSTER) -> Path:
     """Slice store to a SAM-format encoder checkpoint; returns its path."""
     config, inputs, report = _pretrain_start(config)
     checkpoint, state_file = config.out / RUN_FILE, config.out / STATE_FILE
     with stage("pretrain", config, inputs, place) as work:
         if not work.done:
             _tell_weights(work, report)
-            state = train(pretrain, config, config.resources, work.run, work.out / "ray")
+            state = executor.train(pretrain, config, config.resources, work.run, work.out / "ray")
             save_weights(pretrained_sam(config, state), checkpoint)
             save_state(state, state_file)
             _finish(work, state)
@@ -69,7 +69,7 @@ def run_pretrain(config: PretrainConfig, place: Place = Place()) -> Path:
     return checkpoint
 
 
-def run_finetune(config: FinetuneConfig, place: Place = Place()) -> Path:
+def run_finetune(config: FinetuneConfig, place: Place = Place(), executor: Executor = CLUSTER) -> Path:
     """Slice store and SAM-format checkpoint to a model bundle; returns its path."""
     store = SliceStore(config.data.store)
     config = replace(config, model=resolve(config.model))
@@ -84,7 +84,7 @@ def run_finetune(config: FinetuneConfig, place: Place = Place()) -> Path:
             warn_of_other_store(inputs["encoder"], inputs["manifest"])
             listed = [name.replace("/", ",") for name in learnt_slices(config)]
             write_text(config.out / "shots.csv", "\n".join(["case,z", *listed]) + "\n")
-            state = train(finetune, config, config.resources, work.run, work.out / "ray")
+            state = executor.train(finetune, config, config.resources, work.run, work.out / "ray")
             progress = state["progress"]
             digest = write_bundle(bundle, config, store, tuned_weights(state))
             save_tensors(as_segmenter(state["weights"]), config.out / "last.safetensors")
@@ -92,18 +92,19 @@ def run_finetune(config: FinetuneConfig, place: Place = Place()) -> Path:
                 _write_merged(work, bundle, config)
             _finish(work, state)
             work.metrics = {"best/val_dice": progress["best_score"], "best/step": progress["best_step"]}
+            work.metrics["trained_parameters"] = sum(value.numel() for value in state["weights"].values())
             work.wrote("bundle", digest, bundle)
     return bundle
 
 
-def run_evaluate(config: EvaluateConfig, place: Place = Place()) -> None:
+def run_evaluate(config: EvaluateConfig, place: Place = Place(), executor: Executor = CLUSTER) -> None:
     """Model bundle and slice store to a table of per-case scores."""
     read_bundle(config.bundle)  # here, before anything is started or written
     bundle = Input(sha256_tree(config.bundle), config.bundle)
     inputs = {"manifest": manifest_of(config.store), "bundle": bundle}
     with stage("evaluate", config, inputs, place) as work:
         if not work.done:
-            record_scores(work, call_remote(evaluate, config), config.split)
+            record_scores(work, executor.call(evaluate, config), config.split)
 
 
 def record_scores(work: StageRun, evaluation: Evaluation, split: str) -> None:

@@ -1,136 +1,184 @@
-"""A study: the same few-shot fine-tuning from several initial weights, over several seeds, compared.
+"""A study: every arm in every setting, over several seeds, and the reports that compare them."""
 
-<out>/store/                                 one slice store
-<out>/pretrain/seed<k>/                      self-supervised pretraining from the base weights
-<out>/arms/<arm>/seed<k>/finetune, evaluate  the same cases, shots and seeds in every arm
-<out>/report.html, summary.json
-"""
-
-from dataclasses import field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from samssl.cluster.stage import Place, stage
+from samssl.cluster.design import (
+    ArmConfig,
+    Setting,
+    StudyConfig,
+    alone,
+    arm_folder,
+    arms_of,
+    expansive_of,
+    finetune_of,
+    pretrain_of,
+    settings_of,
+    start_folder,
+)
+from samssl.cluster.dry_run import describe_study
+from samssl.cluster.launch import Executor
+from samssl.cluster.nnunet import NnunetConfig, run_nnunet
+from samssl.cluster.stage import Place, StageRun, stage
 from samssl.cluster.stages import run_evaluate, run_finetune, run_prepare, run_pretrain, run_simulate
-from samssl.config import config, derive
-from samssl.data.prepare import PrepareConfig
-from samssl.data.recipes.simulated import SimulateConfig
+from samssl.cluster.trials import Job, Outcome, run_jobs
+from samssl.config import UserError, dump_yaml
 from samssl.evaluate import EvaluateConfig
-from samssl.files import read_json
-from samssl.models.sam import ModelConfig
-from samssl.models.strategies import follow_name
+from samssl.files import read_json, write_text
+from samssl.report.overview import SettingPage, write_overview
 from samssl.report.page import ReportConfig, write_report
 from samssl.train.finetune import FinetuneConfig
-from samssl.train.pretrain import PretrainConfig
+
+Run = tuple[Setting, str, ArmConfig, int]
+"""One arm in one setting with one seed."""
 
 
-@config
-class StudyConfig:
-    """Arms that differ in their initial weights and in nothing else.
+def run_study(config: StudyConfig) -> Path | None:
+    """Run whatever of the study is not finished yet, then write the reports.
 
-    Folders, stores and models of the single stages follow from `out`, `name` and `model`.
+    Returns the path of the report, or of the overview above the reports of several settings.
+
+    Raises:
+        UserError: some runs failed; the reports leave them out, and the same command tries them again.
     """
-
-    name: str
-    """Name of the study: the MLflow experiment."""
-    out: Path
-    """Folder of the study."""
-    model: ModelConfig = ModelConfig()
-    """The base model of every arm, and what pretraining starts from."""
-    simulate: SimulateConfig | None = None
-    """Makes the scans first, where they are simulated."""
-    prepare: PrepareConfig
-    """Scans to slice store."""
-    pretrain: PretrainConfig
-    """Base weights to self-supervised weights."""
-    finetune: FinetuneConfig
-    """Fine-tuning, the same in every arm."""
-    arms: dict[str, Literal["ssl", "base"]] = field(default_factory=lambda: {"ssl": "ssl", "no_ssl": "base"})
-    """Name of each arm, and whether it starts from the pretrained or from the base weights."""
-    seeds: tuple[int, ...] = (0,)
-    """Each seed draws its own base weights (where no checkpoint is given), shots, batches and new layers."""
-
-    @staticmethod
-    def fill(tree: dict[str, Any]) -> None:
-        """Derive what the single stages are told from `name`, `out`, `model` and `seeds`."""
-        follow_name(tree, "finetune.strategy")
-        out, name = Path(str(tree.get("out", "runs/study"))), tree.get("name", "study")
-        store = str(out / "store")
-        derived: dict[str, Any] = {"prepare.name": name, "prepare.out": store}
-        if tree.get("simulate") is not None:
-            derived |= {"simulate.out": str(out / "cohort"), "prepare.data.root": str(out / "cohort")}
-        for stage_name in ("pretrain", "finetune"):
-            derived |= {
-                f"{stage_name}.out": str(out / stage_name),
-                f"{stage_name}.data.store": store,
-                f"{stage_name}.model": tree.get("model", {}),
-                f"{stage_name}.optim.seed": 0,
-            }
-        derived["finetune.data.shot_seed"] = 0
-        derived["finetune.data.input"] = _given(tree, "pretrain", "data", "input")
-        ignored = [field_name for field_name, value in derived.items() if derive(tree, field_name, value)]
-        if ignored:
-            print(
-                f"study: follows from other fields, and is ignored: {', '.join(ignored)}",
-                flush=True,
-            )
-
-
-def _given(tree: Any, *names: str) -> Any:
-    """What the nested `tree` says under these names; an empty mapping where it says nothing."""
-    for name in names:
-        tree = tree.get(name) if isinstance(tree, dict) else None
-    return tree or {}
-
-
-def run_study(config: StudyConfig) -> Path:
-    """Run whatever of the study is not finished yet, then write the report; returns its path."""
+    if config.dry_run:
+        print(describe_study(config), flush=True)
+        return None
     place = Place(experiment=config.name)
     with stage("study", config, {}, place, always=True) as work:
         place = replace(place, parent_run_id=work.run.run_id)
-        if config.simulate:
-            run_simulate(config.simulate)
-        run_prepare(config.prepare, place)
-        for seed in config.seeds:
-            _run_seed(config, seed, replace(place, seed=seed))
-        page = write_report(ReportConfig(study=config.out))
-        summary = read_json(page.with_name("summary.json"))
-        work.metrics = _metrics(summary)
-        for path in (page, page.with_name("summary.json")):
-            work.run.log_file(path)
+        for setting in _by_home(config):
+            if setting.chosen.simulate:
+                run_simulate(setting.chosen.simulate)
+            run_prepare(setting.prepare, replace(place, dataset=setting.dataset))
+        failed = [outcome for outcome in _run_all(config, place) if outcome.error]
+        page = _write_reports(config, work)
+        if failed:
+            raise UserError(_why_incomplete(failed))
     print(f"\nReport:    {page}\nMLflow UI: mlflow ui --backend-store-uri {work.run.uri}", flush=True)
     return page
 
 
-def _run_seed(config: StudyConfig, seed: int, place: Place) -> None:
-    """Pretrain once from this seed's base weights, then fine-tune and evaluate every arm."""
-    base = replace(config.model, init_seed=config.model.init_seed + seed)
-    starts = {"base": base}
-    if "ssl" in config.arms.values():
-        pretrain = replace(
-            config.pretrain,
-            out=config.out / "pretrain" / f"seed{seed}",
-            model=base,
-            optim=replace(config.pretrain.optim, seed=seed),
-        )
-        starts["ssl"] = replace(base, checkpoint=run_pretrain(pretrain, place))
-    for arm, start in config.arms.items():
-        folder = config.out / "arms" / arm / f"seed{seed}"
-        finetune = replace(
-            config.finetune,
-            out=folder / "finetune",
-            model=starts[start],
-            data=replace(config.finetune.data, shot_seed=seed),
-            optim=replace(config.finetune.optim, seed=seed),
-        )
-        bundle = run_finetune(finetune, replace(place, arm=arm))
-        evaluate = EvaluateConfig(out=folder / "evaluate", bundle=bundle, store=config.prepare.out)
-        run_evaluate(evaluate, replace(place, arm=arm))
+def _write_reports(config: StudyConfig, work: StageRun) -> Path | None:
+    """The report of each setting with finished runs, and where there are several the overview above them."""
+    settings = settings_of(config)
+    pages = [(setting, page) for setting in settings if (page := _report(config, setting))]
+    for _, page in pages:
+        work.metrics |= _metrics(config, page)
+    if len(settings) == 1 or not pages:
+        written = pages[0][1] if pages else None
+    else:
+        listed = [SettingPage(setting.label, setting.folder) for setting, _ in pages]
+        arms = config.treatment, config.baseline
+        written = write_overview(config.out, config.name, listed, *arms, config.published)
+    for path in [written, written.with_name("summary.json")] if written else []:
+        work.run.log_file(path)
+    return written
 
 
-def _metrics(summary: dict[str, Any]) -> dict[str, float]:
-    """The study's results by metric name, for MLflow."""
+def _by_home(config: StudyConfig) -> list[Setting]:
+    """One setting of each home."""
+    return list({setting.home: setting for setting in settings_of(config)}.values())
+
+
+def _runs(config: StudyConfig) -> Iterator[Run]:
+    for setting in settings_of(config):
+        for seed in config.seeds:
+            for name, arm in arms_of(config).items():
+                yield setting, name, arm, seed
+
+
+def _run_all(config: StudyConfig, place: Place) -> list[Outcome]:
+    """What arms start from, then the arms themselves; an arm whose start failed is not run."""
+    outcomes = []
+    for init, job_of in (("ssl", _pretrain_job), ("expansive", _expansive_job)):
+        runs = [run for run in _runs(config) if run[2].init == init and run[2].trainer == "samssl"]
+        jobs = {start_folder(config, run[0], run[2], run[3]): job_of(config, run, place) for run in runs}
+        outcomes += run_jobs(list(jobs.values()), config.out / "trials", init, config.trials_at_once)
+    lost = {outcome.name for outcome in outcomes if outcome.error}
+    jobs = [_arm_job(config, run, place) for run in _runs(config) if _start_name(config, run) not in lost]
+    return outcomes + run_jobs(jobs, config.out / "trials", "arms", config.trials_at_once)
+
+
+def _name(config: StudyConfig, folder: Path) -> str:
+    return folder.relative_to(config.out).as_posix()
+
+
+def _start_name(config: StudyConfig, run: Run) -> str | None:
+    folder = start_folder(config, run[0], run[2], run[3])
+    return _name(config, folder) if folder else None
+
+
+def _pretrain_job(config: StudyConfig, run: Run, place: Place) -> Job:
+    setting, _, arm, seed = run
+    pretrain = pretrain_of(config, setting, arm, seed)
+    place = replace(place, dataset=setting.dataset, seed=seed)
+    work = partial(run_pretrain, pretrain, place)
+    return Job(_name(config, pretrain.out), work, pretrain.out, pretrain.resources, [pretrain.out])
+
+
+def _expansive_job(config: StudyConfig, run: Run, place: Place) -> Job:
+    setting, _, arm, seed = run
+    expansive = expansive_of(config, setting, arm, seed)
+    place = replace(place, dataset=f"all but {setting.dataset}", seed=seed)
+    work = partial(run_finetune, expansive, place)
+    return Job(_name(config, expansive.out), work, expansive.out, expansive.resources, [expansive.out])
+
+
+def _arm_job(config: StudyConfig, run: Run, place: Place) -> Job:
+    setting, name, arm, seed = run
+    folder = arm_folder(setting, name, seed)
+    place = replace(place, arm=name, dataset=setting.dataset, shots=setting.shots, seed=seed)
+    if arm.trainer == "nnunet":
+        nnunet = _nnunet_of(config, setting, folder / "evaluate", seed)
+        work: Callable[[Executor], Any] = partial(_run_nnunet, nnunet, place)
+        return Job(_name(config, folder), work, folder, config.finetune.resources, [nnunet.out])
+    finetune = finetune_of(config, setting, name, seed)
+    work = partial(_finetune_and_evaluate, finetune, folder / "evaluate", place)
+    return Job(_name(config, folder), work, folder, finetune.resources, [finetune.out, folder / "evaluate"])
+
+
+def _nnunet_of(config: StudyConfig, setting: Setting, out: Path, seed: int) -> NnunetConfig:
+    return NnunetConfig(
+        out=out, store=setting.store, shots=setting.shots, shot_seed=seed, device=config.nnunet_device
+    )
+
+
+def _run_nnunet(config: NnunetConfig, place: Place, executor: Executor) -> None:
+    """nnU-Net runs in processes of its own, whatever the executor."""
+    run_nnunet(config, place)
+
+
+def _finetune_and_evaluate(config: FinetuneConfig, out: Path, place: Place, executor: Executor) -> None:
+    bundle = run_finetune(config, place, executor)
+    run_evaluate(EvaluateConfig(out=out, bundle=bundle, store=config.data.store), place, executor)
+
+
+def _report(config: StudyConfig, setting: Setting) -> Path | None:
+    """The page of one setting; None where no run of it has finished."""
+    if setting.folder != config.out:
+        write_text(setting.folder / "config.yaml", dump_yaml(alone(config, setting)))
+    if not any((setting.folder / "arms").glob("*/seed*/evaluate/cases.parquet")):
+        return None
+    compared = ReportConfig(study=setting.folder, baseline=config.baseline, treatment=config.treatment)
+    return write_report(compared)
+
+
+def _metrics(config: StudyConfig, page: Path) -> dict[str, float]:
+    """The results of one setting by metric name, for MLflow."""
+    summary, within = read_json(page.with_name("summary.json")), page.parent.relative_to(config.out)
     metrics = {f"{arm}/test/dice": entry["test/dice"] for arm, entry in summary["arms"].items()}
     if summary.get("paired"):
         metrics |= {f"paired/{name}": summary["paired"][name] for name in ("mean_difference", "wilcoxon_p")}
-    return {name: value for name, value in metrics.items() if value is not None}
+    return {(within / name).as_posix(): value for name, value in metrics.items() if value is not None}
+
+
+def _why_incomplete(failed: Sequence[Outcome]) -> str:
+    reasons = "\n".join(f"  {outcome.name}: {outcome.error}" for outcome in failed)
+    return (
+        f"{len(failed)} run(s) of the study failed:\n{reasons}\n"
+        "The reports are written without them. The same command tries them again, and nothing else."
+    )

@@ -6,11 +6,12 @@ runs in a copy of it that is thrown away, so that every path is made absolute be
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from samssl.cluster.tracking import tracking_uri
-from samssl.config import ConfigError, UserError, as_url, flatten, load_config, parse_overrides, read_yaml
+from samssl.config import ConfigError, UserError, as_url, load_config, parse_overrides, read_yaml
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+PLAIN_NAME = re.compile(r"[\w -]+")
 SECRET_NAMES = ("TOKEN", "PASSWORD", "SECRET", "KEY")
 """Words in the name of a variable that holds a secret."""
 
@@ -124,7 +126,7 @@ def _entrypoint(submission: Submission, working_dir: str) -> list[str]:
     """The command of the job: the stage with its file, if that travels, and its settings."""
     overrides = parse_overrides(submission.overrides)
     loaded = load_config(submission.config_class, submission.config, overrides)
-    file, from_file = None, flatten(read_yaml(submission.config)) if submission.config else {}
+    file, from_file = None, dict(_fields(read_yaml(submission.config))) if submission.config else {}
     settings = {name: _absolute(value, _lookup(loaded, name)) for name, value in from_file.items()}
     if submission.config and submission.config.resolve().is_relative_to(working_dir):
         file = submission.config.resolve().relative_to(working_dir)
@@ -142,6 +144,15 @@ def _entrypoint(submission: Submission, working_dir: str) -> list[str]:
             f"{working_dir}, so that it travels with the job."
         )
     return [*_program(submission.stage, working_dir), *(["--config", str(file)] if file else []), *arguments]
+
+
+def _fields(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values; a mapping with keys that would not fit into a dotted name stays whole."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value and all(PLAIN_NAME.fullmatch(str(key)) for key in value):
+            yield from _fields(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _program(stage: str, working_dir: str) -> list[str]:

@@ -32,6 +32,9 @@ class SplitConfig:
     """Patients that results are reported on."""
     seed: Count = 0
     """Another seed, another draw."""
+    fold: Count = 0
+    """Other test patients for the same seed: folds 0, 1, 2, ... test on different people, as far as there
+    are enough of them."""
 
     def __post_init__(self) -> None:
         """Check what involves several fields."""
@@ -54,6 +57,7 @@ def split_patients(labelled: Iterable[str], settings: SplitConfig) -> dict[str, 
         return {}
     # Test comes first, so that it stays the same people when the others are resized.
     asked = {name: getattr(settings, name) for name in reversed(SPLITS)}
+    patients = _turned(patients, asked["test"], settings.fold)
     total, start, splits = 0.0, 0, {}
     for name, size in asked.items():
         total += size if size >= 1 else size * len(patients)
@@ -67,6 +71,22 @@ def split_patients(labelled: Iterable[str], settings: SplitConfig) -> dict[str, 
         splits |= dict.fromkeys(patients[start:stop], name)
         start = stop
     return splits | dict.fromkeys(patients[start:], "pool")
+
+
+def _turned(patients: list[str], test: float, fold: int) -> list[str]:
+    """The patients in an order in which those that fold number `fold` tests on come first.
+
+    Raises:
+        UserError: there are too few patients for so many folds.
+    """
+    size = floor((test if test >= 1 else test * len(patients)) + 0.5)
+    start = fold * size
+    if fold and start + size > len(patients):
+        raise UserError(
+            f"split.fold={fold} has no test patients: of {len(patients)} patients with masks each fold tests "
+            f"on {size}. Ask for fewer folds or a smaller split.test."
+        )
+    return patients[start:] + patients[:start]
 
 
 def one_patient_per_image(patients: Mapping[str, str], images: Mapping[str, str]) -> dict[str, str]:

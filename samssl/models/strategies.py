@@ -1,6 +1,6 @@
 """Which parts of SAM a fine-tuning trains: the strategies of arXiv:2404.09957 (figure 2) and two more."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, TypeVar, get_args
 
@@ -24,6 +24,8 @@ Profile = Literal["fixed", "paper"]
 Placed = TypeVar("Placed", LoraConfig, AdapterConfig)
 
 PUBLISHED_METHODS: tuple[Method, ...] = ("vanilla", "adapter", "lora")
+NAMED = ("model.variant", "strategy.scope", "strategy.method")
+"""Fields of a fine-tuning that the name of a strategy stands for."""
 NORMS = (nn.LayerNorm, nn.BatchNorm2d, LayerNorm2d)
 
 
@@ -86,13 +88,29 @@ def follow_name(tree: dict[str, Any], strategy: str = "strategy") -> None:
             f"{strategy}.name: '{name}' is no strategy. Write VARIANT/SCOPE/METHOD, as in "
             f"vit_b/encoder_decoder/lora, out of {choices}."
         )
-    fields = ("model.variant", f"{strategy}.scope", f"{strategy}.method")
+    fields = (NAMED[0], f"{strategy}.scope", f"{strategy}.method")
     wrong = [field for field, part in zip(fields, parts, strict=True) if derive(tree, field, part)]
     if wrong:
         raise ConfigError(
             f"{strategy}.name={name} contradicts what {', '.join(wrong)} says. Leave that out, or give the "
             "name that goes with it."
         )
+
+
+def named_fields(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """`overrides` of a fine-tuning, with what `strategy.name` stands for beside it.
+
+    Raises:
+        ConfigError: it is no strategy's name, or the overrides say something else.
+    """
+    name = overrides.get("strategy.name")
+    if name is None:
+        return dict(overrides)
+    tree: dict[str, Any] = {}
+    for field, value in overrides.items():
+        derive(tree, field, value)
+    follow_name(tree)
+    return {**overrides, **{field: flatten(tree)[field] for field in NAMED}}
 
 
 def check_name(strategy: StrategyConfig, variant: Variant) -> None:

@@ -87,9 +87,9 @@ def paired_plot(baseline: pd.Series, treatment: pd.Series, intervals: Sequence[M
         axes.set_xticks([0, 1], [str(baseline.name), str(treatment.name)])
         axes.set_xlim(-0.4, 1.4)
         axes.set_ylabel("Dice of a case")
-        _grid(axes, "y")
+        grid(axes, "y")
 
-    return _svg(draw, 3.4, 3.9)
+    return svg_uri(draw, 3.4, 3.9)
 
 
 def difference_plot(differences: pd.Series, interval: Sequence[float | None]) -> str:
@@ -113,9 +113,9 @@ def difference_plot(differences: pd.Series, interval: Sequence[float | None]) ->
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("difference in Dice")
         axes.margins(y=0.6 / len(ordered))
-        _grid(axes, "x")
+        grid(axes, "x")
 
-    return _svg(draw, 4.0, 3.9)
+    return svg_uri(draw, 4.0, 3.9)
 
 
 def dice_by_label(per_label: Mapping[str, Mapping[str, Mapping[str, Any]]], colors: Mapping[str, str]) -> str:
@@ -135,10 +135,10 @@ def dice_by_label(per_label: Mapping[str, Mapping[str, Mapping[str, Any]]], colo
         axes.tick_params("y", length=0)
         axes.set_xlabel("Dice")
         axes.spines["left"].set_visible(False)
-        _grid(axes, "x")
+        grid(axes, "x")
         figure.legend(loc="outside upper left", ncols=len(per_label), handletextpad=0.2)
 
-    return _svg(draw, 7.4, 0.9 + 0.16 * len(labels) * (1 + len(per_label)))
+    return svg_uri(draw, 7.4, 0.9 + 0.16 * len(labels) * (1 + len(per_label)))
 
 
 def loss_curves(panels: Mapping[str, Sequence[Curve]]) -> str:
@@ -156,9 +156,9 @@ def loss_curves(panels: Mapping[str, Sequence[Curve]]) -> str:
             if len(names) > 1:
                 handles = [axes.plot([], [], color=color, lw=1.8)[0] for color in names.values()]
                 axes.legend(handles, list(names), handlelength=1.2)
-            _grid(axes, "y")
+            grid(axes, "y")
 
-    return _svg(draw, 7.4, 2.6)
+    return svg_uri(draw, 7.4, 2.6)
 
 
 def label_color(label: int) -> str:
@@ -204,6 +204,23 @@ def data_uri(media_type: str, content: bytes) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
+def svg_uri(draw: Callable[[Figure], None], width_in: float, height_in: float) -> str:
+    """What `draw` puts on a figure of that size, as SVG in the reader's colours in a data URI."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width_in, height_in))
+        draw(figure)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue().replace(INK, "currentColor").replace("<defs>", f"{_SVG_STYLE}<defs>", 1)
+    return data_uri("image/svg+xml", text.encode())
+
+
+def grid(axes: Axes, axis: Any) -> None:
+    """Faint lines behind the data, across `axis` (`x`, `y` or `both`)."""
+    axes.grid(axis=axis, color=INK, alpha=0.15, lw=0.6)
+    axes.set_axisbelow(True)
+
+
 def _scan(image: Float[np.ndarray, "H W"], pixel_aspect: float, draw: Callable[[Axes], None]) -> str:
     height, width = image.shape[0] * pixel_aspect, image.shape[1]
     scale = _OVERLAY_PX / max(height, width) / 100
@@ -247,18 +264,3 @@ def _interval_marker(
 
 def _offsets(count: int) -> Float[np.ndarray, " arms"]:
     return (np.arange(count) - (count - 1) / 2) * 0.22
-
-
-def _grid(axes: Axes, axis: Any) -> None:
-    axes.grid(axis=axis, color=INK, alpha=0.15, lw=0.6)
-    axes.set_axisbelow(True)
-
-
-def _svg(draw: Callable[[Figure], None], width_in: float, height_in: float) -> str:
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(width_in, height_in))
-        draw(figure)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue().replace(INK, "currentColor").replace("<defs>", f"{_SVG_STYLE}<defs>", 1)
-    return data_uri("image/svg+xml", text.encode())

@@ -49,22 +49,11 @@ def write_report(config: ReportConfig) -> Path:
 
 def render(study: Study, summary: dict[str, Any], config: ReportConfig) -> str:
     """The whole page as text. Every number in it comes from `summary`."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     from samssl.report import charts, examples  # matplotlib only when a page is made
 
-    filters = (words.number, words.signed, words.p_value, words.arm_name, duration, machine, short)
-    environment = Environment(
-        loader=PackageLoader("samssl", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {function.__name__: function for function in filters}
     store, store_note = examples.open_store(study.root / "store")
     arms = _shown_arms(summary, config)
-    return environment.get_template("report.html").render(
+    return template("report.html").render(
         summary=summary,
         study_path=config.study.as_posix(),
         dataset=store.name if store else "",
@@ -79,6 +68,22 @@ def render(study: Study, summary: dict[str, Any], config: ReportConfig) -> str:
         legend=examples.legend(study, store) if store else {},
         store_note=store_note,
     )
+
+
+def template(name: str) -> Any:
+    """A template of the report, with the filters by which pages write numbers."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    filters = (words.number, words.signed, words.p_value, words.arm_name, duration, machine, short)
+    environment = Environment(
+        loader=PackageLoader("samssl", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {function.__name__: function for function in filters}
+    return environment.get_template(name)
 
 
 def duration(seconds: float | None) -> str:

@@ -179,7 +179,9 @@ def _read_stage(root: Path, folder: Path, notes: list[str]) -> Stage | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         notes.append(f"{name}/run.json cannot be read as a run record, and that run's results are left out.")
         return None
-    if stage.status != "finished":
+    if stage.status == "failed":
+        notes.append(f"The run in {name} failed: {record.get('error')} Its results are left out.")
+    elif stage.status != "finished":
         notes.append(f"The run in {name} is marked '{stage.status}', and its results are left out.")
     return stage
 

@@ -23,7 +23,7 @@ def _backward(gradient: Any, query: Any, key: Any, value: Any, *rest: Any, **nam
     return sdpa_backward_flop_count(gradient, query, key, value)
 
 
-_FUSED_ON_CPU = {
+FUSED_ON_CPU = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward,
 }
@@ -70,7 +70,7 @@ def step_costs(model: nn.Module, batch: dict[str, Tensor], bf16: bool, repeats: 
     step()
     seconds = min(_seconds(step) for _ in range(repeats))
     kept, peak = pass_memory(model, batch, forward)
-    with FlopCounterMode(display=False, custom_mapping=_FUSED_ON_CPU) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FUSED_ON_CPU) as counter:
         step()
     return Costs(kept, max(0.0, peak - kept), float(counter.get_total_flops()), seconds)
 

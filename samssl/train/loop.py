@@ -216,7 +216,8 @@ class _Run:
         optimizer = gathered(self.optimizer.state_dict())
         state = {"weights": weights, "raw_weights": raw}
         state |= {"optimizer": optimizer, "progress": progress}
-        self.context.save(state, {"score": self.progress.best_score})
+        reached = {"step": float(self.progress.step), "score": self.progress.best_score}
+        self.context.save(state, reached)
         self.state = state if self.is_finished() else {}
 
     def _resume(self, state: State) -> None:

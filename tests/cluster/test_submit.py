@@ -63,7 +63,10 @@ def test_without_waiting_rays_command_does_not_wait() -> None:
 def test_a_file_that_does_not_travel_is_said_on_the_command_line(tmp_path: Path) -> None:
     settings = yaml.safe_load(DEMO.read_text())
     settings["prepare"]["data"] |= {"labels": {1: "grey, matter"}, "patient_pattern": r"^(\d+)_'\""}
-    settings["arms"] = {"with ssl": "ssl", "without": "base"}
+    settings["arms"] = {
+        "with-ssl": {"init": "ssl", "set": {"strategy.method": "adapter", "optim.lr": 1e-3}},
+        "v1.5": {"init": "base"},
+    }
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(settings))
     _, job = parts(job_command(study(file, "seeds=[3]"), "one"))
