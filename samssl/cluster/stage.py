@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from samssl.cluster.launch import join_cluster
+from samssl.cluster.places import check_places
 from samssl.cluster.tracking import PARENT_TAG, Run, continue_run, find_runs, open_run, tracking_uri
 from samssl.config import UserError, dump_yaml, flatten, read_yaml, to_tree
 from samssl.environment import environment, hardware
@@ -93,7 +95,8 @@ def stage(
     exception marks the run FAILED (Ctrl-C: KILLED) and leaves no `finished` behind.
 
     Raises:
-        UserError: the folder holds the run of another configuration or of other inputs.
+        UserError: the folder holds the run of another configuration or of other inputs, or nodes of the
+            cluster do not see it.
     """
     out = Path(config.out)
     record = _read_record(out)
@@ -108,6 +111,9 @@ def stage(
         run = Run(tracking_uri(), record["run_id"])
         yield StageRun(out, run, done=True, outputs=record["outputs"], metrics=record["metrics"])
         return
+    if not place.parent_run_id:  # whose stage has asked for all of its parts
+        join_cluster()
+        check_places(config, tracking_uri())
     run = _open(name, None if differing else record, place)
     _write_start(out, name, config, inputs, place, run)
     run.log_params(flatten(to_tree(config)))
