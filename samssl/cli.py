@@ -56,6 +56,16 @@ STAGES = {
         "samssl.cluster.nnunet:NnunetConfig",
         "samssl.cluster.nnunet:run_nnunet",
     ),
+    "export-runs": Stage(
+        "MLflow runs to a folder",
+        "samssl.cluster.transfer:ExportRunsConfig",
+        "samssl.cluster.transfer:run_export_runs",
+    ),
+    "import-runs": Stage(
+        "exported runs into another MLflow",
+        "samssl.cluster.transfer:ImportRunsConfig",
+        "samssl.cluster.transfer:run_import_runs",
+    ),
     "report": Stage(
         "study folder to report.html and summary.json",
         "samssl.report.page:ReportConfig",
@@ -128,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
         help="path of an encoder, bundle, export or stage folder, models:/NAME@ALIAS, or an MLflow run id",
     )
     lineage.set_defaults(run=_run_lineage)
+    _add_promote(commands)
     return parser
 
 
@@ -156,6 +167,24 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument("--utilisation", type=float, default=0.35, help="share of that peak that is reached")
     plan.add_argument("overrides", nargs="*", metavar="field=value", help="as in optim.batch_size=4")
     plan.set_defaults(run=_run_plan)
+
+
+def _add_promote(commands: Any) -> None:
+    text = "point an alias of the model registry to a bundle or an encoder"
+    promote = commands.add_parser("promote", help=text, description=text)
+    promote.add_argument(
+        "target",
+        metavar="RUN_OR_PATH",
+        help="MLflow run id, path of a bundle, encoder or stage folder, or models:/NAME/VERSION",
+    )
+    promote.add_argument(
+        "--alias", default="champion", help="name that moves on, as in models:/NAME@champion"
+    )
+    promote.set_defaults(run=_run_promote)
+
+
+def _run_promote(parsed: argparse.Namespace) -> None:
+    print(_load("samssl.cluster.promote:promote")(parsed.target, parsed.alias))
 
 
 def _add_strategies(commands: Any) -> None:

@@ -15,6 +15,8 @@ SETTINGS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the command line's
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # what cannot be sent is kept, and sent later
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 
 for name, value in SETTINGS.items():

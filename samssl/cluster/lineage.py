@@ -6,22 +6,25 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow.exceptions import MlflowException
-
-from samssl.cluster.registry import URI, fetch, find_version
-from samssl.cluster.tracking import Run, find_runs, tracking_uri
+from samssl.cluster.ledger import Ledger, Writer, ledger_for
+from samssl.cluster.origin import RANDOM
+from samssl.cluster.registry import URI, fetch, find_version, role_of
+from samssl.cluster.server import shown, tracking_uri
 from samssl.config import UserError
 from samssl.data.slices import SliceStore, verify_store
 from samssl.files import read_json, sha256_file, sha256_tree
-
-RANDOM = "random-"
-"""How the digest of weights that were drawn, not read, begins."""
 
 WRITTEN = ("encoder", "bundle", "export", "safetensors")
 """Roles of what one can ask about by its path."""
 
 STATE = "state"
 """What a run can be continued from. It may be deleted, and is a link only where a later run read it."""
+
+
+OFFLINE = (
+    "MLflow at {uri} is not there: this follows run.json in the folders. Not checked: whether that is what "
+    "MLflow recorded, and what runs outside of these folders made of it."
+)
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,9 @@ class Link:
 
 def describe_lineage(start: str) -> tuple[str, bool]:
     """The chain behind a path, a registered model or a run id as text, and whether every link holds."""
-    links = list(trace(start))
-    lines = []
+    ledger = ledger_for(start)
+    links = list(trace(start, ledger))
+    lines = [] if ledger.whole else [OFFLINE.format(uri=shown(tracking_uri()))]
     for link in links:
         indent, origin = "  " * link.depth, f"{link.stage} run {link.run_id}" if link.run_id else link.stage
         lines.append(f"{indent}{link.role} {link.digest[:16]}  {link.state}  ({origin})")
@@ -63,7 +67,7 @@ def describe_lineage(start: str) -> tuple[str, bool]:
     return "\n".join([*lines, verdict]), not broken
 
 
-def trace(start: str) -> Iterator[Link]:
+def trace(start: str, ledger: Ledger) -> Iterator[Link]:
     """The links behind `start`, nearest first; each run and each file is checked once.
 
     Raises:
@@ -71,36 +75,36 @@ def trace(start: str) -> Iterator[Link]:
     """
     path, seen, moved = Path(start), set[str](), {}
     if start.startswith(URI):
-        registered, run = _registered(start)
+        registered, run = _registered(start, ledger)
         yield registered
     elif path.exists():
-        run, moved = _run_of_path(path)
+        run, moved = _run_of_path(path, ledger)
     else:
-        run = _run_by_id(start)
+        run = ledger.by_id(start)
     tags = run.tags() | moved
-    for evaluation in find_runs({"input.bundle": tags["output.bundle"]}) if "output.bundle" in tags else []:
+    for evaluation in ledger.find({"input.bundle": tags["output.bundle"]}) if "output.bundle" in tags else []:
         seen.add(evaluation.run_id)
         yield from _outputs(evaluation, evaluation.tags(), depth=0)
-    yield from _chain(run, tags, depth=0, seen=seen)
+    yield from _chain(run, tags, ledger, depth=0, seen=seen)
 
 
-def _chain(run: Run, tags: dict[str, str], depth: int, seen: set[str]) -> Iterator[Link]:
+def _chain(run: Writer, tags: dict[str, str], ledger: Ledger, depth: int, seen: set[str]) -> Iterator[Link]:
     if run.run_id in seen:
         return
     seen.add(run.run_id)
     yield from _outputs(run, tags, depth)
     for role, digest in _tagged(tags, "input."):
-        writer = _writer(tags, role, digest)
+        writer = _writer(tags, role, digest, ledger)
         if writer and role == STATE:
             yield from _outputs(writer, writer.tags(), depth + 1, [STATE])
         if writer:
-            yield from _chain(writer, writer.tags(), depth + 1, seen)
+            yield from _chain(writer, writer.tags(), ledger, depth + 1, seen)
         else:
-            yield _outside(tags, role, digest, depth + 1)
+            yield _outside(tags, role, digest, depth + 1, ledger)
 
 
 def _outputs(
-    run: Run, tags: dict[str, str], depth: int, only: Collection[str] | None = None
+    run: Writer, tags: dict[str, str], depth: int, only: Collection[str] | None = None
 ) -> Iterator[Link]:
     """What `run` wrote, except its state; or `only` these roles."""
     for role, digest in _tagged(tags, "output."):
@@ -132,19 +136,21 @@ def _sources(store: SliceStore, root: Path, depth: int) -> Link:
     return Link(depth, "from outside", "", name, whole, faults)
 
 
-def _outside(tags: dict[str, str], role: str, digest: str, depth: int) -> Link:
+def _outside(tags: dict[str, str], role: str, digest: str, depth: int, ledger: Ledger) -> Link:
     """What no run wrote: source scans, published weights, or weights drawn at random."""
     if digest.startswith(RANDOM):
         return Link(depth, "from outside", "", role, digest, [], unchecked="drawn at random from its seed")
     path = tags.get(f"input_path.{role}")
+    if not path and not ledger.whole:
+        return Link(depth, "from outside", "", role, digest, [], unchecked="no folder says where it lies")
     problems = _problems(role, Path(path), digest) if path else [f"No run is known that wrote this {role}."]
     return Link(depth, "from outside", "", role, digest, problems)
 
 
-def _writer(tags: dict[str, str], role: str, digest: str) -> Run | None:
+def _writer(tags: dict[str, str], role: str, digest: str, ledger: Ledger) -> Writer | None:
     """The run that wrote an input, found by its digest; the one noted at the time if it still fits."""
     kind = role.rstrip("_0123456789")  # manifest_2 is the manifest of a second store
-    writers = find_runs({f"output.{kind}": digest})
+    writers = ledger.find({f"output.{kind}": digest})
     noted = [run for run in writers if run.run_id == tags.get(f"run.{role}")]
     return next(iter(noted or writers), None)
 
@@ -155,18 +161,19 @@ def _tagged(tags: dict[str, str], prefix: str) -> list[tuple[str, str]]:
     )
 
 
-def _registered(uri: str) -> tuple[Link, Run]:
-    """The registered file, measured where the registry keeps it, and the run that its version names."""
+def _registered(uri: str, ledger: Ledger) -> tuple[Link, Writer]:
+    """What is registered, measured where the registry keeps it, and the run that its version names."""
     version = find_version(uri)
     digest = version.tags.get("file.sha256", "")
     with tempfile.TemporaryDirectory() as folder:
         file = fetch(version, Path(folder))
-        problems = _compare(file, digest, sha256_file) if file else [f"The registry lost {version.source}."]
+        measure = sha256_tree if role_of(version) == "bundle" else sha256_file
+        problems = _compare(file, digest, measure) if file else [f"The registry lost {version.source}."]
     name = f"{version.name} version {version.version}"
-    return Link(0, "registry", "", name, digest, problems), _run_by_id(version.run_id or "")
+    return Link(0, "registry", "", name, digest, problems), ledger.by_id(version.run_id or "")
 
 
-def _run_of_path(path: Path) -> tuple[Run, dict[str, str]]:
+def _run_of_path(path: Path, ledger: Ledger) -> tuple[Writer, dict[str, str]]:
     """The run that wrote what lies at `path`, and the tag that says that it is now there.
 
     Found by its digest, or by the record beside it where it was changed since. A stage's own folder stands
@@ -176,30 +183,21 @@ def _run_of_path(path: Path) -> tuple[Run, dict[str, str]]:
         UserError: no run is known that wrote it.
     """
     if (path / "run.json").is_file():
-        return _run_by_id(read_json(path / "run.json")["run_id"]), {}
+        return ledger.by_id(read_json(path / "run.json")["run_id"]), {}
     digest = sha256_file(path) if path.is_file() else sha256_tree(path)
     for role in WRITTEN:
-        found = find_runs({f"output.{role}": digest})
+        found = ledger.find({f"output.{role}": digest})
         if found:
             return found[0], {f"path.{role}": str(path)}
     record = path.parent / "run.json"
     if record.is_file():
-        run = _run_by_id(read_json(record)["run_id"])
+        run = ledger.by_id(read_json(record)["run_id"])
         moved = [name for name, at in _tagged(run.tags(), "path.") if Path(at).name == path.name]
         return run, {f"path.{role}": str(path) for role in moved}
     raise UserError(
-        f"No run in {tracking_uri()} wrote {path}. Give an encoder of pretrain, a bundle of finetune or an "
-        "export, and their MLFLOW_TRACKING_URI."
+        f"No run in {shown(tracking_uri())} wrote {path}. Give an encoder of pretrain, a bundle of finetune "
+        "or an export, and their MLFLOW_TRACKING_URI."
     )
-
-
-def _run_by_id(run_id: str) -> Run:
-    run = Run(tracking_uri(), run_id)
-    try:
-        run.tags()
-    except MlflowException:
-        raise UserError(f"'{run_id}' is neither a path nor a run in {tracking_uri()}.") from None
-    return run
 
 
 def _problems(role: str, path: Path, digest: str) -> list[str]:

@@ -1,44 +1,107 @@
-"""Encoders in MLflow's model registry: safetensors, a version for each run, an alias that moves on.
+"""Encoders and bundles in MLflow's model registry: a version for each run, and aliases that move on.
 
-A version has the tags `encoder.sha256` (of the run's `encoder.pth`) and `file.sha256` (of the registered
-file), and names its run, so that its lineage can be followed like a file's.
+A version has the tags `<role>.sha256` (of what the run wrote, an encoder or a bundle) and `file.sha256` (of
+what the registry keeps), and names its run, so that its lineage can be followed like a file's. Encoders are
+kept as safetensors, bundles as they are: nothing is pickled.
 """
 
+import shutil
 import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import mlflow
 import mlflow.artifacts
+from mlflow.entities import LoggedModel, LoggedModelOutput, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from samssl.cluster.tracking import Run, tracking_uri
+from samssl.bundle import Bundle
+from samssl.cluster.server import ask, client_of, tracking_uri
 from samssl.config import UserError
-from samssl.files import sha256_file
+from samssl.files import sha256_file, sha256_tree
 from samssl.models.checkpoints import read_weights, save_tensors
 from samssl.models.initial import NORMALISATION_KEY
 from samssl.models.sam import ModelConfig
 from samssl.train.registering import RegisterConfig
 
-REGISTERED_FILE = "encoder.safetensors"
+Role = Literal["encoder", "bundle"]
+KEPT: dict[Role, str] = {"encoder": "encoder.safetensors", "bundle": "bundle"}
+"""Under what name the registry keeps it."""
+DESCRIPTIONS: dict[Role, str] = {
+    "encoder": "SAM image encoders pretrained by samssl",
+    "bundle": "Models fine-tuned by samssl",
+}
 URI = "models:/"
 
 
-def register_encoder(run: Run, encoder: Path, model: ModelConfig, register: RegisterConfig) -> str:
-    """Register the weights in `encoder`, which `run` wrote; returns the URI with the alias.
+@dataclass(frozen=True)
+class Registration:
+    """Something that a run wrote, and what it is called in the registry."""
 
-    Called again for the same run and weights it only moves the alias.
-    """
-    mlflow.set_tracking_uri(run.uri)  # by which MLflow resolves `models:/`, whatever its client was given
-    client, name = run.client, register.model_name(model.variant)
+    role: Role
+    path: Path
+    digest: str
+    name: str
+    alias: str
+    settings: dict[str, str]
+    """Shown with the model: variant, image size and the like."""
+
+    @property
+    def uri(self) -> str:
+        """The URI with the alias."""
+        return f"{URI}{self.name}@{self.alias}"
+
+    def to_tree(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self) | {"path": str(self.path)}
+
+    @staticmethod
+    def from_tree(tree: Mapping[str, Any]) -> "Registration":
+        """From `to_tree`."""
+        return Registration(**{**tree, "path": Path(tree["path"])})
+
+
+def encoder_registration(encoder: Path, model: ModelConfig, register: RegisterConfig) -> Registration:
+    """The weights in `encoder`, which a run of pretrain wrote."""
+    name = register.model_name(model.variant, "encoder")
     digest = sha256_file(encoder)
-    _ensure_model(client, name)
-    known = client.search_model_versions(f"name = '{name}' and run_id = '{run.run_id}'")
-    version = next((entry for entry in known if entry.tags.get("encoder.sha256") == digest), None)
-    version = version or _new_version(run, name, encoder, model, digest)
-    client.set_registered_model_alias(name, register.alias, str(version.version))
-    return f"{URI}{name}@{register.alias}"
+    return Registration("encoder", encoder, digest, name, register.alias, _settings(model))
+
+
+def bundle_registration(path: Path, bundle: Bundle, register: RegisterConfig) -> Registration:
+    """The bundle in the folder `path`, which a run of finetune wrote."""
+    strategy = bundle.strategy
+    network = bundle.model.variant if strategy.network == "sam" else strategy.network
+    settings = {
+        **_settings(bundle.model),
+        "network": strategy.network,
+        "strategy": f"{strategy.scope}/{strategy.method}",
+        "mode": bundle.mode,
+    }
+    name = register.model_name(network, "bundle")
+    return Registration("bundle", path, sha256_tree(path), name, register.alias, settings)
+
+
+def register(uri: str, run_id: str, registration: Registration) -> ModelVersion:
+    """Register what the run wrote, and move the alias to it; the second time the alias is moved only."""
+    mlflow.set_tracking_uri(uri)  # by which MLflow resolves `models:/`, whatever its client was given
+    client, name = client_of(uri), registration.name
+    _ensure_model(client, name, registration.role)
+    version = registered(client, run_id, registration.role, registration.digest)
+    version = version or _new_version(client, run_id, registration)
+    client.set_registered_model_alias(name, registration.alias, str(version.version))
+    return version
+
+
+def registered(client: MlflowClient, run_id: str, role: Role, digest: str) -> ModelVersion | None:
+    """The version of what a run wrote with this digest; the newest, should there be several."""
+    known = client.search_model_versions(f"run_id = '{run_id}'")
+    fitting = [entry for entry in known if entry.tags.get(f"{role}.sha256") == digest]
+    return max(fitting, key=lambda entry: int(entry.version), default=None)
 
 
 def find_version(uri: str) -> ModelVersion:
@@ -47,13 +110,12 @@ def find_version(uri: str) -> ModelVersion:
     Raises:
         UserError: the registry has none of that name.
     """
-    client, rest = MlflowClient(tracking_uri=tracking_uri()), uri.removeprefix(URI)
-    name, at, alias = rest.partition("@")
+    name, at, alias = uri.removeprefix(URI).partition("@")
     try:
         if at:
-            return client.get_model_version_by_alias(name, alias)
-        name, _, number = rest.rpartition("/")
-        return client.get_model_version(name, number)
+            return ask(tracking_uri(), lambda client: client.get_model_version_by_alias(name, alias))
+        name, _, number = name.rpartition("/")
+        return ask(tracking_uri(), lambda client: client.get_model_version(name, number))
     except MlflowException:
         raise UserError(
             f"'{uri}' is not in the registry of {tracking_uri()}. "
@@ -61,43 +123,70 @@ def find_version(uri: str) -> ModelVersion:
         ) from None
 
 
+def role_of(version: ModelVersion) -> Role:
+    """What a registered version is."""
+    return next((role for role in get_args(Role) if f"{role}.sha256" in version.tags), "encoder")
+
+
 def fetch(version: ModelVersion, folder: Path) -> Path | None:
-    """The file of a registered version, copied into `folder`; None where its artifact is gone."""
+    """What the registry keeps of a version, copied into `folder`; None where it is gone."""
     try:
         copied = mlflow.artifacts.download_artifacts(
             str(version.source), dst_path=str(folder), tracking_uri=tracking_uri()
         )
     except (MlflowException, OSError):
         return None
-    file = Path(copied) / REGISTERED_FILE
-    return file if file.is_file() else None
+    kept = Path(copied) / KEPT[role_of(version)]
+    return kept if kept.exists() else None
 
 
-def _ensure_model(client: MlflowClient, name: str) -> None:
+def _settings(model: ModelConfig) -> dict[str, str]:
+    return {
+        "variant": model.variant,
+        "image_size": str(model.image_size),
+        "normalisation": str(model.normalisation),
+    }
+
+
+def _ensure_model(client: MlflowClient, name: str, role: Role) -> None:
     try:
-        client.create_registered_model(name, description="SAM image encoders pretrained by samssl")
+        client.create_registered_model(name, description=DESCRIPTIONS[role])
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":  # by an earlier run, or one at the same moment
             raise
 
 
-def _new_version(run: Run, name: str, encoder: Path, model: ModelConfig, digest: str) -> ModelVersion:
-    client = run.client
-    experiment = client.get_run(run.run_id).info.experiment_id
-    settings = {
-        "variant": model.variant,
-        "image_size": str(model.image_size),
-        "normalisation": str(model.normalisation),
-    }
+def _new_version(client: MlflowClient, run_id: str, registration: Registration) -> ModelVersion:
+    role, name = registration.role, registration.name
     logged = client.create_logged_model(
-        experiment, name=name, source_run_id=run.run_id, params=settings, model_type="encoder"
+        client.get_run(run_id).info.experiment_id,
+        name=name,
+        source_run_id=run_id,
+        params=registration.settings,
+        model_type=role,
     )
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / REGISTERED_FILE
-        save_tensors(read_weights(encoder), file, {NORMALISATION_KEY: str(model.normalisation)})
+        digest = _copy(registration, Path(folder) / KEPT[role])
         client.log_model_artifacts(logged.model_id, folder)
-        tags = {**settings, "encoder.sha256": digest, "file.sha256": sha256_file(file)}
     client.finalize_logged_model(logged.model_id, "READY")
+    _link(client, run_id, role, logged)
+    tags = {**registration.settings, f"{role}.sha256": registration.digest, "file.sha256": digest}
     return client.create_model_version(
-        name, f"{URI}{logged.model_id}", run_id=run.run_id, tags=tags, model_id=logged.model_id
+        name, f"{URI}{logged.model_id}", run_id=run_id, tags=tags, model_id=logged.model_id
     )
+
+
+def _copy(registration: Registration, to: Path) -> str:
+    """Write what the registry keeps; returns its digest."""
+    if registration.role == "bundle":
+        shutil.copytree(registration.path, to)
+        return sha256_tree(to)
+    header = {NORMALISATION_KEY: registration.settings["normalisation"]}
+    save_tensors(read_weights(registration.path), to, header)
+    return sha256_file(to)
+
+
+def _link(client: MlflowClient, run_id: str, role: Role, logged: LoggedModel) -> None:
+    """Show the model among the outputs of its run, whose tag `model.<role>` is its id."""
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    client.log_batch(run_id, tags=[RunTag(f"model.{role}", logged.model_id)])

@@ -2,11 +2,12 @@
 
     config.yaml        the resolved configuration
     environment.json   versions, git commit, hardware
-    run.json           MLflow run id, status, wall time, digests of inputs and outputs, metrics
+    run.json           MLflow run id, status, wall time, digests of inputs and outputs, metrics, tags
 
 A digest that a run reads or writes is a tag `input.<role>` or `output.<role>`; roles are `manifest`,
 `encoder`, `state`, `bundle`, `export`, `safetensors` and `cases`. `input_path.<role>` and `path.<role>` say
-where it lay; `run.<role>` names the run that wrote an input, where it is known.
+where it lay; `run.<role>` names the run that wrote an input, where it is known. The tags `arm`, `dataset`,
+`seed` and `shots` say where a run belongs, `init` and `ssl_run_id` what it starts from.
 """
 
 import shutil
@@ -19,8 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from samssl.cluster.launch import join_cluster
+from samssl.cluster.origin import tags_of_bundle, tags_of_encoder
+from samssl.cluster.outbox import FOLDER
 from samssl.cluster.places import check_places
-from samssl.cluster.tracking import PARENT_TAG, Run, continue_run, find_runs, open_run, tracking_uri
+from samssl.cluster.server import tracking_uri
+from samssl.cluster.tracking import PARENT_TAG, DataUse, Run, continue_run, deliver_below, find_runs, open_run
 from samssl.config import UserError, dump_yaml, flatten, read_yaml, to_tree
 from samssl.environment import environment, hardware
 from samssl.files import read_json, write_json, write_text
@@ -41,6 +45,10 @@ RUNTIME = (
 
 DESCRIBED = ("arm", "dataset", "shots", "seed")
 """Fields of `Place` that say which run of a study it is: tags in MLflow, and part of `run.json`."""
+
+
+USES: dict[str, DataUse] = {"pretrain": "pretraining", "evaluate": "evaluation"}
+"""What a stage uses its slices for, where that is not training."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +83,20 @@ class StageRun:
     """An earlier run with the same configuration and inputs has finished; there is nothing to do."""
     outputs: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    """What `run.json` has of the run's tags."""
     obsolete: list[Path] = field(default_factory=list)
     """Folders that are deleted once the stage has finished: what an interrupted one resumes from."""
 
     def wrote(self, role: str, digest: str, path: Path) -> None:
         """Record an output by its digest and where it lies."""
         self.outputs[role] = digest
-        self.run.set_tags({f"output.{role}": digest, f"path.{role}": str(path.absolute())})
+        self.tag({f"output.{role}": digest, f"path.{role}": str(path.absolute())})
+
+    def tag(self, tags: dict[str, str]) -> None:
+        """Set tags in MLflow and in `run.json`, by which lineage works where there is no server."""
+        self.tags |= tags
+        self.run.set_tags(tags)
 
 
 @contextmanager
@@ -106,41 +121,47 @@ def stage(
             f"{out} holds a run that differs in {', '.join(differing)}. "
             "Choose another `out`, or delete that folder to replace it."
         )
+    _deliver(name, out)
     if record and record["status"] == "finished" and not always:
         print(f"{name}: {out} is finished and up to date; nothing to do.", flush=True)
-        run = Run(tracking_uri(), record["run_id"])
+        run = Run(tracking_uri(), record["run_id"], out)
         yield StageRun(out, run, done=True, outputs=record["outputs"], metrics=record["metrics"])
         return
     if not place.parent_run_id:  # whose stage has asked for all of its parts
         join_cluster()
         check_places(config, tracking_uri())
-    run = _open(name, None if differing else record, place)
+    run = _open(name, out, None if differing else record, place)
     _write_start(out, name, config, inputs, place, run)
     run.log_params(flatten(to_tree(config)))
-    run.set_tags(_tags(name, inputs, place))
-    if "manifest" in inputs:
-        run.log_dataset(place.experiment, inputs["manifest"].digest)
+    tags = _log_inputs(name, run, inputs, place)
     print(f"{name}: writing {out} (MLflow run {run.run_id})", flush=True)
     started, clock = datetime.now(UTC), time.monotonic()
-    work = StageRun(out, run, done=False)
+    work = StageRun(out, run, done=False, tags=tags)
     try:
         yield work
     except BaseException as error:
         _record_failure(out, error)
         run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    record = read_json(out / "run.json")
     wall_time_s = time.monotonic() - clock
-    record |= {
-        "status": "finished",
-        "started": started.isoformat(timespec="seconds"),
-        "wall_time_s": wall_time_s,
-    }
-    write_json(out / "run.json", record | {"outputs": work.outputs, "metrics": work.metrics})
+    ended = {"started": started.isoformat(timespec="seconds"), "wall_time_s": wall_time_s}
+    done = {"outputs": work.outputs, "metrics": work.metrics, "tags": work.tags}
+    write_json(out / "run.json", read_json(out / "run.json") | {"status": "finished"} | ended | done)
     run.log_metrics({**work.metrics, "wall_time_s": wall_time_s})
     run.end("FINISHED")
+    _deliver(name, out)
     for folder in work.obsolete:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _deliver(name: str, out: Path) -> None:
+    """Log what an absence of the tracking server has left below `out`, or say that it is still there."""
+    if left := deliver_below(out):
+        print(
+            f"{name}: MLflow has not got {left} entries yet. They are kept in `{FOLDER}` below {out}; "
+            "the same command delivers them when the server is back.",
+            flush=True,
+        )
 
 
 def _record_failure(out: Path, error: BaseException) -> None:
@@ -177,11 +198,11 @@ def _is_free(name: str) -> bool:
     return name in PATHS or name.startswith(RUNTIME)
 
 
-def _open(name: str, record: dict[str, Any] | None, place: Place) -> Run:
-    run = continue_run(record["run_id"]) if record else None
+def _open(name: str, out: Path, record: dict[str, Any] | None, place: Place) -> Run:
+    run = continue_run(record["run_id"], out) if record else None
     if run:
         return run
-    return open_run(place.experiment, _label(name, place), _tags(name, {}, place))
+    return open_run(place.experiment, _label(name, place), _place_tags(name, place), out)
 
 
 def _label(stage_name: str, place: Place) -> str:
@@ -194,19 +215,35 @@ def _label(stage_name: str, place: Place) -> str:
     return " ".join(part for part in parts if part is not None)
 
 
-def _tags(name: str, inputs: dict[str, Input], place: Place) -> dict[str, str]:
+def _place_tags(name: str, place: Place) -> dict[str, str]:
     tags = {"stage": name}
     if place.parent_run_id:
         tags[PARENT_TAG] = place.parent_run_id
     described = {key: getattr(place, key) for key in DESCRIBED}
-    tags |= {key: str(value) for key, value in described.items() if value is not None}
+    return tags | {key: str(value) for key, value in described.items() if value is not None}
+
+
+def _log_inputs(name: str, run: Run, inputs: dict[str, Input], place: Place) -> dict[str, str]:
+    """Link the run with what it reads: data sets and models of MLflow, and tags, which are returned."""
+    tags: dict[str, str] = {}
     for role, read in inputs.items():
         tags[f"input.{role}"] = read.digest
         if read.path:
             tags[f"input_path.{role}"] = str(read.path.absolute())
-        writers = find_runs({f"output.{role}": read.digest})
-        if writers:
-            tags[f"run.{role}"] = writers[0].run_id
+        writer = next(iter(find_runs({f"output.{role}": read.digest})), None)
+        if writer:
+            tags[f"run.{role}"] = writer.run_id
+        if role == "encoder":
+            tags |= tags_of_encoder(read.digest, read.path, writer)
+        elif role == "bundle":
+            tags |= tags_of_bundle(writer)
+        elif role == "manifest":
+            run.log_dataset(place.dataset or place.experiment, read.digest, USES.get(name, "training"))
+        model_id = writer.tags().get(f"model.{role}") if writer else None
+        if model_id:
+            run.log_model_input(model_id)
+    tags |= _place_tags(name, place)
+    run.set_tags(tags)
     return tags
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from samssl.bundle import load_segmenter, read_bundle, write_bundle
 from samssl.cluster.launch import CLUSTER, Executor, ray_map
-from samssl.cluster.lineage import RANDOM
-from samssl.cluster.registry import register_encoder
+from samssl.cluster.origin import RANDOM
+from samssl.cluster.registry import Registration, bundle_registration, encoder_registration
 from samssl.cluster.stage import Input, Place, StageRun, stage
 from samssl.cluster.tracking import find_runs
 from samssl.data.prepare import PrepareConfig, prepare
@@ -37,6 +37,7 @@ def run_simulate(config: SimulateConfig) -> None:
 
 def run_prepare(config: PrepareConfig, place: Place = Place()) -> str:
     """Scans to a slice store; returns the digest of its manifest."""
+    place = replace(place, dataset=place.dataset or config.name)
     with stage("prepare", config, {}, place, always=True) as work:
         summary = prepare(config, run=ray_map)
         print(f"prepare: {summary.cases} cases, {summary.slices} slices, digest {summary.digest}", flush=True)
@@ -44,7 +45,7 @@ def run_prepare(config: PrepareConfig, place: Place = Place()) -> str:
         if summary.rejected:
             print(f"prepare: rejected {summary.rejected} files, see {config.out / REJECTED_FILE}", flush=True)
         work.metrics = {"cases": summary.cases, "slices": summary.slices, "rejected": summary.rejected}
-        work.run.set_tags({"path.sources": str(config.data.root.absolute())})
+        work.tag({"path.sources": str(config.data.root.absolute())})
         work.wrote("manifest", summary.digest, config.out)
     return summary.digest
 
@@ -53,6 +54,7 @@ def run_pretrain(config: PretrainConfig, place: Place = Place(), executor: Execu
     """Slice store to a SAM-format encoder checkpoint; returns its path."""
     config, inputs, report = _pretrain_start(config)
     checkpoint, state_file = config.out / RUN_FILE, config.out / STATE_FILE
+    place = _named(place, SliceStore(config.data.store))
     with stage("pretrain", config, inputs, place) as work:
         if not work.done:
             _tell_weights(work, report)
@@ -64,8 +66,7 @@ def run_pretrain(config: PretrainConfig, place: Place = Place(), executor: Execu
             work.wrote("encoder", sha256_file(checkpoint), checkpoint)
             work.wrote("state", sha256_file(state_file), state_file)
             if config.register.enabled:
-                uri = register_encoder(work.run, checkpoint, config.model, config.register)
-                print(f"pretrain: registered as {uri}", flush=True)
+                _register(work, encoder_registration(checkpoint, config.model, config.register))
     return checkpoint
 
 
@@ -78,6 +79,7 @@ def run_finetune(config: FinetuneConfig, place: Place = Place(), executor: Execu
     inputs = {"manifest": Input(store.digest, config.data.store), "encoder": encoder}
     inputs |= _further_manifests(config.data.more_stores)
     bundle = config.out / "bundle"
+    place = _named(place, store, config.data.shots)
     with stage("finetune", config, inputs, place) as work:
         if not work.done:
             _tell_weights(work, report)
@@ -94,6 +96,8 @@ def run_finetune(config: FinetuneConfig, place: Place = Place(), executor: Execu
             work.metrics = {"best/val_dice": progress["best_score"], "best/step": progress["best_step"]}
             work.metrics["trained_parameters"] = sum(value.numel() for value in state["weights"].values())
             work.wrote("bundle", digest, bundle)
+            if config.register.enabled:
+                _register(work, bundle_registration(bundle, read_bundle(bundle), config.register))
     return bundle
 
 
@@ -102,7 +106,7 @@ def run_evaluate(config: EvaluateConfig, place: Place = Place(), executor: Execu
     read_bundle(config.bundle)  # here, before anything is started or written
     bundle = Input(sha256_tree(config.bundle), config.bundle)
     inputs = {"manifest": manifest_of(config.store), "bundle": bundle}
-    with stage("evaluate", config, inputs, place) as work:
+    with stage("evaluate", config, inputs, _named(place, SliceStore(config.store))) as work:
         if not work.done:
             record_scores(work, executor.call(evaluate, config), config.split)
 
@@ -138,12 +142,20 @@ def last(state: State, metric: str) -> float:
 
 
 def _finish(work: StageRun, state: State) -> None:
-    """Leave the curves and pictures in the stage's folder."""
+    """Leave the curves in the stage's folder."""
     lines = [f"{step},{metric},{value!r}" for step, metric, value in state["progress"]["history"]]
     write_text(work.out / "history.csv", "\n".join(["step,metric,value", *lines]) + "\n")
-    for pictures in ("reconstructions", "probe", "prompts"):
-        work.run.download(pictures, work.out)
     work.obsolete.append(work.out / "ray")
+
+
+def _named(place: Place, store: SliceStore, shots: int = 0) -> Place:
+    """`place` with what it does not say itself: the data set, and the shots where they are counted."""
+    counted = shots or None
+    return replace(
+        place,
+        dataset=place.dataset or store.name,
+        shots=counted if place.shots is None else place.shots,
+    )
 
 
 def manifest_of(store: Path) -> Input:
@@ -190,6 +202,11 @@ def _pretrain_start(config: PretrainConfig) -> tuple[PretrainConfig, dict[str, I
     if earlier:
         inputs["state"] = Input(sha256_file(earlier / STATE_FILE), earlier / STATE_FILE)
     return config, inputs, report
+
+
+def _register(work: StageRun, registration: Registration) -> None:
+    work.run.register(registration)
+    print(f"registered as {registration.uri}", flush=True)
 
 
 def _further_manifests(stores: Sequence[Path]) -> dict[str, Input]:

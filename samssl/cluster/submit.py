@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from samssl.cluster.tracking import tracking_uri
+from samssl.cluster.server import tracking_uri
 from samssl.config import ConfigError, UserError, as_url, load_config, parse_overrides, read_yaml
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"

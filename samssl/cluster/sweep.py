@@ -358,7 +358,7 @@ def _mark_stopped(trials: Path) -> None:
         record = _record(file.parent)
         if record.get("status") == "running":
             write_json(file, record | {"status": STOPPED})
-            Run(record["tracking_uri"], record["run_id"]).end("KILLED")
+            Run(record["tracking_uri"], record["run_id"], file.parent).end("KILLED")
 
 
 def _pretrain_jobs(config: SweepConfig, point: Point, place: Place) -> Iterator[Job]:

@@ -22,7 +22,8 @@ from torch import nn
 
 from samssl.cluster.launch import STATE_FILE, Executor, nodes, start_ray, train
 from samssl.cluster.live import TrialTable
-from samssl.cluster.tracking import Run, tracking_uri
+from samssl.cluster.server import tracking_uri
+from samssl.cluster.tracking import Run
 from samssl.config import UserError
 from samssl.files import read_json, write_text
 from samssl.models.checkpoints import save_state

@@ -153,6 +153,14 @@ def hub_id(file_name: str) -> str | None:
     return None
 
 
+def published_as(file_name: str) -> str | None:
+    """What `model.checkpoint` calls published weights, by the name of their file; None for any other file."""
+    for name, published in PUBLISHED.items():
+        if file_name in published.files.values():
+            return name
+    return None
+
+
 def fit_to(sam: nn.Module, weights: Mapping[str, Tensor], file: Path) -> tuple[dict[str, Tensor], LoadReport]:
     """The tensors for `sam`, which may lie on the meta device, and what becomes of each.
 

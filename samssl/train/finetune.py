@@ -42,6 +42,7 @@ from samssl.train.frozen import FrozenEncoder
 from samssl.train.loop import Validation, fit
 from samssl.train.optim import FitConfig
 from samssl.train.prompted import PromptedDice, PromptedSegmenter
+from samssl.train.registering import RegisterConfig
 from samssl.train.resources import ResourcesConfig
 
 
@@ -120,6 +121,8 @@ class FinetuneConfig:
     """Used where `mode` is promptable."""
     optim: FinetuneFitConfig = FinetuneFitConfig()
     """The optimisation; the score of a validation is the mean Dice of the cases in the split `val`."""
+    register: RegisterConfig = RegisterConfig()
+    """How the bundle is named in MLflow's model registry."""
     resources: ResourcesConfig = ResourcesConfig()
     """Where to train."""
 

@@ -16,9 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from samssl.cluster.lineage import describe_lineage
-from samssl.cluster.registry import find_version, register_encoder
+from samssl.cluster.registry import Registration, encoder_registration, find_version
 from samssl.cluster.stages import run_pretrain
-from samssl.cluster.tracking import open_run
+from samssl.cluster.tracking import Run, open_run
 from samssl.config import UserError, load_config, parse_overrides
 from samssl.data.slices import SliceStore
 from samssl.files import sha256_file
@@ -166,6 +166,11 @@ def first_and_last(run: Path) -> str:
     return f"{values[0]:.4g} | {values[-1]:.4g}"
 
 
+def registered_as(run: Run, registration: Registration) -> str:
+    run.register(registration)
+    return registration.uri
+
+
 def test_runs_that_end_at_once_each_get_a_version(tmp_path: Path) -> None:
     encoders = []
     for seed in range(3):
@@ -176,7 +181,7 @@ def test_runs_that_end_at_once_each_get_a_version(tmp_path: Path) -> None:
     model, register = ModelConfig(variant="micro", image_size=32), RegisterConfig(name="shared", alias="best")
     with ThreadPoolExecutor(3) as pool:
         uris = set(
-            pool.map(lambda run, encoder: register_encoder(run, encoder, model, register), runs, encoders)
+            pool.map(registered_as, runs, [encoder_registration(file, model, register) for file in encoders])
         )
     assert uris == {"models:/shared@best"}
     server = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
@@ -184,7 +189,7 @@ def test_runs_that_end_at_once_each_get_a_version(tmp_path: Path) -> None:
     assert {version.run_id: version.tags["encoder.sha256"] for version in versions} == {
         run.run_id: sha256_file(encoder) for run, encoder in zip(runs, encoders, strict=True)
     }
-    register_encoder(runs[0], encoders[0], model, register)  # as after an interruption
+    registered_as(runs[0], encoder_registration(encoders[0], model, register))  # as after an interruption
     assert len(server.search_model_versions("name = 'shared'")) == 3
     assert server.get_model_version_by_alias("shared", "best").run_id == runs[0].run_id
 
@@ -206,6 +211,6 @@ def test_registering_needs_no_tracking_uri_in_the_environment(
     save_weights(build_micro(), tmp_path / "encoder.pth")
     model = ModelConfig(variant="micro", image_size=64)
     run = open_run("samssl", "pretrain", {"stage": "pretrain"})
-    uri = register_encoder(run, tmp_path / "encoder.pth", model, RegisterConfig())
+    uri = registered_as(run, encoder_registration(tmp_path / "encoder.pth", model, RegisterConfig()))
     assert find_version(uri).run_id == run.run_id
     assert not (tmp_path / "mlflow.db").exists()  # MLflow's own default, which is not ours

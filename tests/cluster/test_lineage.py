@@ -4,11 +4,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from cluster_support import free_port
 
+from samssl.cluster import server
 from samssl.cluster.lineage import describe_lineage
 from samssl.cluster.stage import Input, Place, stage
 from samssl.config import UserError, config
-from samssl.files import sha256_file, sha256_tree
+from samssl.files import read_json, sha256_file, sha256_tree, write_json
 
 
 @config
@@ -94,3 +96,59 @@ def test_an_interrupted_stage_goes_on_in_its_run_and_another_setting_is_refused(
         stage("prepare", settings, {}, Place(), always=True),
     ):
         raise AssertionError("the stage must not start")
+
+
+def without_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'elsewhere.db'}")
+
+
+def test_without_the_server_the_folders_are_followed(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = {"bundle": Input(sha256_tree(bundle), bundle)}
+    with stage("evaluate", Settings(out=tmp_path / "evaluate"), read, Place()) as work:
+        table = tmp_path / "evaluate/cases.parquet"
+        table.write_bytes(b"scores")
+        work.wrote("cases", sha256_file(table), table)
+    without_server(monkeypatch, tmp_path)
+    for start in (bundle, bundle.parent, table):
+        text, unbroken = describe_lineage(str(start))
+        assert unbroken, text
+        assert "is not there" in text
+        assert "Not checked: whether that is what MLflow recorded" in text
+        assert "bundle" in text
+        assert "encoder" in text
+    assert "cases" in text
+    assert not (tmp_path / "elsewhere.db").exists()  # asking makes no database
+
+
+def test_without_the_server_a_changed_file_is_found(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_server(monkeypatch, tmp_path)
+    (tmp_path / "sam.pth").write_bytes(b"other weights")
+    text, unbroken = describe_lineage(str(bundle))
+    assert not unbroken
+    assert "BROKEN at: encoder (from outside)" in text
+    (bundle / "bundle.json").write_text("{ }")
+    assert "BROKEN at: bundle (finetune)" in describe_lineage(str(bundle))[0]
+
+
+def test_without_the_server_records_of_earlier_versions_and_moved_folders_do(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_server(monkeypatch, tmp_path)
+    record = read_json(tmp_path / "run/run.json")
+    del record["tags"]
+    write_json(tmp_path / "run/run.json", record)
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    text, unbroken = describe_lineage(str(tmp_path / "moved/bundle"))
+    assert unbroken, text
+    assert "no folder says where it lies" in text
+
+
+def test_without_the_server_a_run_id_is_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr(server, "FIRST_PATIENCE_S", 0.0)
+    with pytest.raises(UserError, match="cannot be reached"):
+        describe_lineage("0123456789abcdef")
