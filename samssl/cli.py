@@ -73,12 +73,12 @@ STAGES = {
     ),
     "sweep": Stage(
         "fine-tuning at many points of a search space; the best is tested",
-        "samssl.cluster.sweep:SweepConfig",
+        "samssl.cluster.sweep_design:SweepConfig",
         "samssl.cluster.sweep:run_sweep",
     ),
     "study": Stage(
         "all stages, several arms and seeds, compared",
-        "samssl.cluster.design:StudyConfig",
+        "samssl.cluster.study_design:StudyConfig",
         "samssl.cluster.study:run_study",
     ),
 }

@@ -344,10 +344,15 @@ CHECK = Executor(_refuse, _refuse)
 
 def stage_status(folder: Path) -> str | None:
     """How the stage in `folder` ended, or that it runs; None where there is none."""
+    return stage_record(folder).get("status")
+
+
+def stage_record(folder: Path) -> dict[str, Any]:
+    """`run.json` of a stage's folder; empty where there is none that can be read."""
     try:
-        return read_json(folder / "run.json").get("status")
-    except (OSError, ValueError, AttributeError):
-        return None
+        return read_json(folder / "run.json")
+    except (OSError, ValueError):
+        return {}
 
 
 def slug(text: str) -> str:
