@@ -21,7 +21,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from samssl.cluster.launch import Executor
 from samssl.cluster.space import AxisConfig, Point, in_words, suggest
-from samssl.cluster.stage import Place
+from samssl.cluster.stage import STOPPED, Place
 from samssl.cluster.stages import run_finetune, run_pretrain
 from samssl.cluster.sweep_design import (
     PRETRAIN,
@@ -48,8 +48,6 @@ from samssl.files import write_json
 
 TRIAL = "trial"
 """In a point of a population: the id of its trial."""
-STOPPED = "stopped"
-"""Status of a run that its scheduler has ended before its last step."""
 
 
 def search(config: SweepConfig, place: Place) -> list[Point]:

@@ -43,6 +43,9 @@ RUNTIME = (
 )
 """Fields, by how they begin, that change how a result is reached and not what it is."""
 
+STOPPED = "stopped"
+"""Status of a run that was given up before its last step."""
+
 DESCRIBED = ("arm", "dataset", "shots", "seed")
 """Fields of `Place` that say which run of a study it is: tags in MLflow, and part of `run.json`."""
 
@@ -140,8 +143,8 @@ def stage(
     try:
         yield work
     except BaseException as error:
-        _record_failure(out, error)
-        run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        _record_end(out, error)
+        run.end("KILLED" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "FAILED")
         raise
     wall_time_s = time.monotonic() - clock
     ended = {"started": started.isoformat(timespec="seconds"), "wall_time_s": wall_time_s}
@@ -164,12 +167,16 @@ def _deliver(name: str, out: Path) -> None:
         )
 
 
-def _record_failure(out: Path, error: BaseException) -> None:
-    """Say in `run.json` why the run ended, for reports that leave it out."""
+def _record_end(out: Path, error: BaseException) -> None:
+    """Say in `run.json` why the run ended, for reports that leave it out.
+
+    `SystemExit` is how Ray Tune ends a trial that its scheduler has given up.
+    """
+    status = STOPPED if isinstance(error, SystemExit) else "failed"
     reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     with suppress(OSError, ValueError):  # a full disk, which is perhaps the reason
         record = read_json(out / "run.json")
-        write_json(out / "run.json", record | {"status": "failed", "error": reason})
+        write_json(out / "run.json", record | {"status": status, "error": reason})
 
 
 def _read_record(out: Path) -> dict[str, Any] | None:

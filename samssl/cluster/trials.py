@@ -124,6 +124,7 @@ class Trials:
         if self.goes_on and tune.Tuner.can_restore(path):
             tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True, restart_errored=True)
         else:
+            settings = replace(settings, trial_dirname_creator=_trial_id)
             tuner = tune.Tuner(
                 trainable, param_space=space, tune_config=settings, run_config=self._run_config()
             )
@@ -155,8 +156,13 @@ class Trials:
             int(metrics.get(STEP, 0)),
             score if score is not None and np.isfinite(score) else None,
             float(metrics.get("time_total_s", 0.0)),
-            str(metrics.get("trial_id", "")),
+            Path(result.path).name,
         )
+
+
+def _trial_id(trial: Any) -> str:
+    """Name of a trial's folder of Tune, which is more to be relied on than ids in copied results."""
+    return str(trial.trial_id)
 
 
 def _trial(point: Point, trials: Trials) -> None:
@@ -258,7 +264,9 @@ class TrialContext:
         handed = tune.get_checkpoint() if self.here.passes_state else None
         if handed is not None:
             with handed.as_directory() as folder:
-                self.run.set_tags({"continues": (Path(folder) / RUN_FILE).read_text()})
+                donor = (Path(folder) / RUN_FILE).read_text()
+                if donor != self.run.run_id:  # else it was only paused
+                    self.run.set_tags({"continues": donor})
                 return torch.load(Path(folder) / STATE_FILE, map_location="cpu", weights_only=True)
         if self.here.passes_state or not self.file.exists():
             return None
