@@ -12,6 +12,7 @@ from samssl.cluster.registry import (
     KEPT,
     URI,
     Registration,
+    Role,
     bundle_registration,
     encoder_registration,
     find_version,
@@ -19,6 +20,7 @@ from samssl.cluster.registry import (
     registered,
 )
 from samssl.cluster.server import ask, tracking_uri
+from samssl.cluster.tracking import Run
 from samssl.config import UserError, build_config, read_yaml
 from samssl.files import read_json, sha256_file, sha256_tree
 from samssl.models.initial import RUN_CONFIG
@@ -39,39 +41,44 @@ def promote(target: str, alias: str) -> str:
     except ValueError as error:
         raise UserError(str(error)) from None
     uri = tracking_uri()
-    version = find_version(target) if target.startswith(URI) else _version_of(uri, target, alias)
+    version = find_version(target) if target.startswith(URI) else _version_of(uri, target)
     before = ask(uri, lambda client: _holder(client, version.name, alias))
     ask(uri, lambda client: client.set_registered_model_alias(version.name, alias, str(version.version)))
     return f"{URI}{version.name}@{alias}: {_described(before)} -> {_described(version)}"
 
 
-def _version_of(uri: str, target: str, alias: str) -> ModelVersion:
+def _version_of(uri: str, target: str) -> ModelVersion:
     """The version of what lies at a path or was written by a run."""
-    ledger, path = ServerLedger(uri), Path(target)
-    if path.exists() and not (path / "run.json").is_file():
-        digest = sha256_tree(path) if path.is_dir() else sha256_file(path)
-        role = "bundle" if path.is_dir() else "encoder"
-        run = next(iter(ledger.find({f"output.{role}": digest})), None)
-        if run is None:
-            raise UserError(f"No run wrote {path} as it is now. Promote what a known run wrote.")
+    ledger, given = ServerLedger(uri), Path(target)
+    if given.exists() and not (given / "run.json").is_file():
+        run, role, path = _writer_of(given, ledger), _role_of(given), given
     else:
-        run_id = read_json(path / "run.json")["run_id"] if path.exists() else target
-        run = ledger.by_id(run_id)
-    tags = run.tags()
-    role = next((role for role in reversed(KEPT) if f"output.{role}" in tags), None)
-    if role is None:
-        raise UserError(f"Run {run.run_id} ({tags.get('stage')}) wrote no bundle and no encoder to promote.")
-    digest = tags[f"output.{role}"]
+        run = ledger.by_id(read_json(given / "run.json")["run_id"] if given.exists() else target)
+        role = next((role for role in reversed(KEPT) if f"output.{role}" in run.tags()), None)
+        if role is None:
+            raise UserError(f"Run {run.run_id} wrote no bundle and no encoder that could be promoted.")
+        path = Path(run.tags()[f"path.{role}"])
+    digest = run.tags()[f"output.{role}"]
     known = ask(uri, lambda client: registered(client, run.run_id, role, digest))
-    if known:
-        return known
-    return register(uri, run.run_id, _registration(role, Path(tags[f"path.{role}"]), digest, alias))
+    return known or register(uri, run.run_id, _registration(role, path, digest))
 
 
-def _registration(role: str, path: Path, digest: str, alias: str) -> Registration:
+def _role_of(path: Path) -> Role:
+    return "bundle" if path.is_dir() else "encoder"
+
+
+def _writer_of(path: Path, ledger: ServerLedger) -> Run:
+    digest = sha256_tree(path) if path.is_dir() else sha256_file(path)
+    runs = ledger.find({f"output.{_role_of(path)}": digest})
+    if not runs:
+        raise UserError(f"No run wrote {path} as it is now. Promote what a known run wrote.")
+    return runs[0]
+
+
+def _registration(role: Role, path: Path, digest: str) -> Registration:
     if not path.exists():
         raise UserError(f"{path} is not there any more, and was not registered by its run.")
-    names = RegisterConfig(alias=alias)
+    names = RegisterConfig()
     if role == "bundle":
         registration = bundle_registration(path, read_bundle(path), names)
     else:

@@ -96,8 +96,8 @@ def run_import_runs(config: ImportRunsConfig) -> dict[str, str]:
         known = {run_id: _known(uri, run_id) for run_id in records}
         new = [run_id for run_id, (_, whole) in known.items() if not whole]
         ids = {run_id: found for run_id, (found, _) in known.items() if found}
-        for run_id in sorted(new, key=lambda run_id: records[run_id]["start"]):
-            ids.setdefault(run_id, _create(uri, records[run_id], config.experiment))
+        for run_id in sorted(records.keys() - ids.keys(), key=lambda run_id: records[run_id]["start"]):
+            ids[run_id] = _create(uri, records[run_id], config.experiment)
         for run_id in new:
             _fill(uri, ids, records[run_id], config.folder / "artifacts" / run_id)
     print(f"import-runs: {len(new)} runs into {shown(uri)}, {len(records) - len(new)} were there", flush=True)

@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 
 from samssl.report import figures
+from samssl.report.comparison import Chart
 from samssl.report.figures import Curve
+from samssl.report.lineage import lineage_chart
 from samssl.report.study import Study
 from samssl.report.verdict import arm_name
 
@@ -78,6 +80,11 @@ def reconstructions(study: Study) -> list[Reconstruction]:
             except OSError:  # one picture cut short is no reason to have no report
                 continue
     return shown
+
+
+def lineage(study: Study, arms: list[str]) -> Chart | None:
+    """What every result of the study was made from."""
+    return lineage_chart(study.stages, _arm_colors(arms))
 
 
 def _arm_colors(arms: Iterable[str]) -> dict[str, str]:

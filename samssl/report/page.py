@@ -64,6 +64,7 @@ def render(study: Study, summary: dict[str, Any], config: ReportConfig) -> str:
         charts=charts.result_charts(summary, arms),
         curves=charts.training_curves(study, arms),
         reconstructions=charts.reconstructions(study),
+        lineage=charts.lineage(study, arms),
         examples=examples.make_examples(study, summary, arms, store) if store else [],
         legend=examples.legend(study, store) if store else {},
         store_note=store_note,

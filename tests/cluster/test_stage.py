@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from mlflow.entities import Run as MlflowRun
 from mlflow.tracking import MlflowClient
 
 from samssl.cluster.registry import Registration, find_version
@@ -33,8 +34,14 @@ def run(name: str, folder: Path, inputs: dict[str, Input], place: Place = Place(
         return work
 
 
-def logged(work: StageRun):
+def logged(work: StageRun) -> MlflowRun:
     return work.run.client.get_run(work.run.run_id)
+
+
+def models(work: StageRun) -> list[str]:
+    """Ids of the logged models that the run is shown to start from."""
+    inputs = logged(work).inputs
+    return [entry.model_id for entry in inputs.model_inputs] if inputs else []
 
 
 def pretrained(folder: Path, *, register: bool) -> Path:
@@ -63,6 +70,7 @@ def test_a_run_is_named_by_its_place(tmp_path: Path) -> None:
     assert found.info.run_name == "finetune hippocampus ssl 5-shot seed0"
     wanted = {"arm": "ssl", "seed": "0", "shots": "5", "dataset": "hippocampus", "stage": "finetune"}
     assert wanted.items() <= found.data.tags.items()
+    assert found.inputs is not None
     (data,) = found.inputs.dataset_inputs
     assert (data.dataset.name, data.dataset.digest) == ("hippocampus", STORE[:36])
     assert [tag.value for tag in data.tags] == ["training"]
@@ -90,7 +98,7 @@ def test_random_weights_are_called_so(tmp_path: Path) -> None:
 def test_what_starts_from_ssl_is_linked_with_it_down_to_the_evaluation(tmp_path: Path) -> None:
     encoder = pretrained(tmp_path / "pretrain", register=True)
     ssl_run = read_json(tmp_path / "pretrain/run.json")["run_id"]
-    model_id = find_version("models:/shared@newest").source.removeprefix("models:/")
+    model_id = str(find_version("models:/shared@newest").source).removeprefix("models:/")
     bundle = tmp_path / "finetune/bundle"
     place = Place(arm="ssl", seed=3, shots=5)
     with stage("finetune", Settings(out=bundle.parent), encoder_input(encoder), place) as work:
@@ -102,16 +110,16 @@ def test_what_starts_from_ssl_is_linked_with_it_down_to_the_evaluation(tmp_path:
         assert tags["init"] == "ssl"
         assert tags["ssl_run_id"] == ssl_run
         assert (tags["arm"], tags["seed"], tags["shots"]) == ("ssl", "3", "5")
-    assert [entry.model_id for entry in logged(work).inputs.model_inputs] == [model_id]
+    assert models(work) == [model_id]
     pretraining = MlflowClient(tracking_uri=work.run.uri).get_run(ssl_run)
     assert pretraining.outputs is not None
     assert [entry.model_id for entry in pretraining.outputs.model_outputs] == [model_id]
     run("finetune", bundle.parent, encoder_input(encoder), place)  # nothing is linked once more
-    assert len(logged(work).inputs.model_inputs) == 1
+    assert models(work) == [model_id]
 
 
 def test_what_was_not_registered_is_linked_by_its_run_alone(tmp_path: Path) -> None:
     encoder = pretrained(tmp_path / "pretrain", register=False)
     work = run("finetune", tmp_path / "finetune", encoder_input(encoder))
     assert work.run.tags()["init"] == "ssl"
-    assert logged(work).inputs.model_inputs == []
+    assert models(work) == []

@@ -111,8 +111,8 @@ def test_full_page(full: StudyWriter) -> None:
     assert "mean Dice" in page.text
     assert "on the same 4 simulated test cases" in page.text
     assert "What is missing" not in page.source
-    # Charts: paired, differences, labels, pretraining, fine-tuning; 2 x 2 reconstructions; 3 cases x 6.
-    assert page.tags["img"] == 5 + 4 + 18
+    # Charts: paired, differences, labels, pretraining, fine-tuning, lineage; 2 x 2 pictures; 3 cases x 6.
+    assert page.tags["img"] == 6 + 4 + 18
     assert page.text.count("step 3:") == page.text.count("step 100:") == 2
     assert "step 20:" not in page.text
     assert "1 min 1 s" in page.text
@@ -169,7 +169,7 @@ def test_one_arm_without_anything_else(study: StudyWriter) -> None:
         "The study folder holds no fine-tuning history.",
     ):
         assert sentence in page.text
-    assert page.tags["img"] == 1  # Dice by label
+    assert page.tags["img"] == 2  # Dice by label, lineage
 
 
 def test_one_case(study: StudyWriter) -> None:
