@@ -134,6 +134,11 @@ def logged_steps(head: Head, run_id: str) -> list[int]:
     return [metric.step for metric in client.get_metric_history(run_id, "train/loss")]
 
 
+def saved(state: Path) -> int:
+    """The step of a saved state; 0 where there is none."""
+    return torch.load(state, weights_only=True)["progress"]["step"] if state.exists() else 0
+
+
 @dataclass(frozen=True)
 class Stopped:
     """A study after `ray job stop` has ended its pretraining."""
@@ -150,7 +155,7 @@ def stopped(head: Head, study: StudyFolder) -> Stopped:
     log = study.root / "first.log"
     process = head.start(log, *submitted(head, study))
     state = study.out / "pretrain/seed0/ray/state.pt"
-    while not state.exists():
+    while saved(state) < SAVED_EVERY:
         assert process.poll() is None, log.read_text()[-3000:]
         time.sleep(0.1)
     streamed = log.read_text()
@@ -160,8 +165,8 @@ def stopped(head: Head, study: StudyFolder) -> Stopped:
     code, output = head.run(study.root / "stop.log", "ray", "job", "stop", "--address", head.address, job[0])
     assert code == 0, output
     code, run_id = process.wait(), study.json("pretrain/seed0/run.json")["run_id"]
-    saved_step = torch.load(state, weights_only=True)["progress"]["step"]
-    assert SAVED_EVERY <= saved_step < STEPS
+    saved_step = saved(state)
+    assert saved_step < STEPS
     return Stopped(code, log.read_text(), run_id, saved_step)
 
 
