@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pipelines_support import samssl
 
 from samssl.cli import main
 from samssl.cluster.study import StudyConfig
@@ -138,22 +139,30 @@ def test_secrets_are_not_sent_and_not_said(tmp_path: Path, monkeypatch: pytest.M
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["seedz=[1]"], "seedz: there is no such field; the nearest is 'seeds'"),
+        (["--runtime-env", "none.yaml"], "There is no runtime environment none.yaml"),
+    ],
+)
 def test_mistakes_are_told_before_anything_is_sent(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    with pytest.raises(SystemExit) as ended:
+        main(["submit", "study", "--config", str(DEMO), *arguments])
+    assert ended.value.code == 1
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert "ray job submit" not in printed.out
+
+
+def test_a_cluster_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)  # for another process: Ray keeps the first that it sees
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    command = ["submit", "study", "--config", str(DEMO), "--address", address]
-    for arguments, message in [
-        ([*command, "seedz=[1]"], r"seedz: there is no such field; the nearest is 'seeds'"),
-        ([*command, "--runtime-env", "none.yaml"], "There is no runtime environment none.yaml"),
-        (command, f"The cluster at {address} does not take jobs: Failed to connect"),
-    ]:
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
-        assert ended.value.code == 1
-        printed = capsys.readouterr()
-        assert message in printed.err
-        assert "ray job submit" not in printed.out
+    done = samssl(ROOT, "submit", "study", "--config", str(DEMO), "--address", address, check=False)
+    assert done.returncode == 1
+    assert f"The cluster at {address} does not take jobs: Failed to connect" in done.stderr
+    assert "ray job submit" not in done.stdout

@@ -17,6 +17,8 @@ from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import pytest
+import torch
+from mlflow.tracking import MlflowClient
 from pipelines_support import StudyFolder, make_study
 
 from samssl.config import read_yaml
@@ -24,10 +26,10 @@ from samssl.config import read_yaml
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent
-STEPS, SAVED_EVERY = 150, 5
+STEPS, SAVED_EVERY = 600, 20
 LONG = tuple(
     f"pretrain.optim.{name}={value}"
-    for name, value in {"steps": STEPS, "save_every": SAVED_EVERY, "validate_every": 100}.items()
+    for name, value in {"steps": STEPS, "save_every": SAVED_EVERY, "validate_every": 200}.items()
 )
 """Pretraining that lasts until it is stopped."""
 
@@ -40,24 +42,21 @@ class Head:
     token: str
     environment: dict[str, str]
 
-    def start(self, *command: str) -> subprocess.Popen[str]:
-        """A command in the project's folder; what it prints is read from its stdout."""
+    def start(self, log: Path, *command: str) -> subprocess.Popen[bytes]:
+        """A command in the project's folder; what it prints goes to `log`."""
         program, *arguments = command
-        return subprocess.Popen(
-            [str(PROGRAMS / program), *arguments],
-            cwd=ROOT,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        line = [str(PROGRAMS / program), *arguments]
+        with log.open("wb") as out:
+            return subprocess.Popen(
+                line, cwd=ROOT, env=self.environment, stdout=out, stderr=subprocess.STDOUT
+            )
 
-    def run(self, *command: str) -> tuple[int, str]:
+    def run(self, log: Path, *command: str) -> tuple[int, str]:
         """Exit code and output of a command."""
-        process = self.start(*command)
-        output, _ = process.communicate()
+        code = self.start(log, *command).wait()
+        output = log.read_text()
         assert self.token not in output
-        return process.returncode, output
+        return code, output
 
 
 def free_ports(count: int) -> list[int]:
@@ -129,73 +128,77 @@ def submitted(head: Head, study: StudyFolder) -> list[str]:
     return ["samssl", "submit", "study", *options, "--config", str(study.root / "study.yaml"), *LONG]
 
 
-def wait_for_step(process: subprocess.Popen[str], step: int) -> str:
-    """Until pretraining says in the job's streamed output that it has done `step`; returns the output."""
-    assert process.stdout
-    seen = ""
-    for line in process.stdout:
-        seen += line
-        told = re.search(rf"step (\d+)/{STEPS}:", line)
-        if told and int(told[1]) >= step:
-            return seen
-    raise AssertionError(f"the job ended before step {step}:\n{seen[-3000:]}")
+def logged_steps(head: Head, run_id: str) -> list[int]:
+    """Steps whose training loss MLflow has, each as often as it was logged."""
+    client = MlflowClient(tracking_uri=head.environment["MLFLOW_TRACKING_URI"])
+    return [metric.step for metric in client.get_metric_history(run_id, "train/loss")]
 
 
-def steps(output: str) -> list[int]:
-    """Steps of pretraining that a job has told of."""
-    return [int(step) for step in re.findall(rf"step (\d+)/{STEPS}:", output)]
+def saved(state: Path) -> int:
+    """The step of a saved state; 0 where there is none."""
+    return torch.load(state, weights_only=True)["progress"]["step"] if state.exists() else 0
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A study after `ray job stop` has ended its pretraining."""
+
+    code: int
+    output: str
+    run_id: str
+    """Of pretraining, in MLflow."""
+    saved_step: int
 
 
 @pytest.fixture(scope="module")
-def stopped(head: Head, study: StudyFolder) -> tuple[int, str, str]:
-    """The study stopped by `ray job stop` while it pretrains: exit code, output, its MLflow run."""
-    process = head.start(*submitted(head, study))
-    seen = wait_for_step(process, 2 * SAVED_EVERY + 2)
-    job = re.search(r"samssl-study-\w{8}", seen)
+def stopped(head: Head, study: StudyFolder) -> Stopped:
+    log = study.root / "first.log"
+    process = head.start(log, *submitted(head, study))
+    state = study.out / "pretrain/seed0/ray/state.pt"
+    while saved(state) < SAVED_EVERY:
+        assert process.poll() is None, log.read_text()[-3000:]
+        time.sleep(0.1)
+    streamed = log.read_text()
+    assert "prepare: 8 cases" in streamed
+    job = re.search(r"samssl-study-\w{8}", streamed)
     assert job
-    code, output = head.run("ray", "job", "stop", "--address", head.address, job[0])
+    code, output = head.run(study.root / "stop.log", "ray", "job", "stop", "--address", head.address, job[0])
     assert code == 0, output
-    assert process.stdout
-    seen += process.stdout.read()
-    return process.wait(), seen, study.json("pretrain/seed0/run.json")["run_id"]
+    code, run_id = process.wait(), study.json("pretrain/seed0/run.json")["run_id"]
+    saved_step = saved(state)
+    assert saved_step < STEPS
+    return Stopped(code, log.read_text(), run_id, saved_step)
 
 
-def test_the_command_is_printed_and_a_stopped_job_is_no_success(
-    head: Head, stopped: tuple[int, str, str]
-) -> None:
-    code, output, _ = stopped
-    assert code == 1
-    assert output.startswith(f"ray job submit --address {head.address} --submission-id samssl-study-")
-    assert head.token not in output
-    assert "was stopped. The same command goes on from what is finished." in output
-    assert "Interrupted. What is finished is kept" in output  # said by the job itself
+def test_the_command_is_printed_and_a_stopped_job_is_no_success(head: Head, stopped: Stopped) -> None:
+    assert stopped.code == 1
+    assert stopped.output.startswith(f"ray job submit --address {head.address} --submission-id samssl-study-")
+    assert head.token not in stopped.output
+    assert "was stopped. The same command goes on from what is finished." in stopped.output
+    assert "Interrupted. What is finished is kept" in stopped.output  # said by the job itself
 
 
-def test_the_same_command_goes_on_to_the_report(
-    head: Head, study: StudyFolder, stopped: tuple[int, str, str]
-) -> None:
-    code, output = head.run(*submitted(head, study))
+def test_the_same_command_goes_on_to_the_report(head: Head, study: StudyFolder, stopped: Stopped) -> None:
+    code, output = head.run(study.root / "second.log", *submitted(head, study))
     assert code == 0, output[-3000:]
     assert "prepare: wrote 0 cases" in output
-    assert steps(output)[0] > SAVED_EVERY, "pretraining began anew"
-    assert steps(output)[-1] == STEPS
-    assert study.json("pretrain/seed0/run.json")["run_id"] == stopped[2]
-    curve = [line.split(",") for line in (study.out / "pretrain/seed0/history.csv").read_text().splitlines()]
-    assert [int(step) for step, metric, _ in curve[1:] if metric == "train/loss"] == list(range(1, STEPS + 1))
+    assert study.json("pretrain/seed0/run.json")["run_id"] == stopped.run_id
+    steps = logged_steps(head, stopped.run_id)
+    assert set(steps) == set(range(1, STEPS + 1))
+    assert all(steps.count(step) == 1 for step in range(1, stopped.saved_step + 1)), "it began anew"
     assert (study.out / "report.html").is_file()
     assert set(study.json("summary.json")["arms"]) == {"ssl", "no_ssl"}
 
 
-def test_rays_own_command_runs_the_study_too(
-    head: Head, study: StudyFolder, stopped: tuple[int, str, str]
-) -> None:
+def test_rays_own_command_runs_the_study_too(head: Head, study: StudyFolder, stopped: Stopped) -> None:
     """After the test above: there is nothing left to do but the report."""
     (study.out / "report.html").unlink()
     environment = read_yaml(ROOT / "ray_configs/jobs/cpu.yaml")
     environment["env_vars"]["MLFLOW_TRACKING_URI"] = head.environment["MLFLOW_TRACKING_URI"]
     command = ["ray", "job", "submit", "--address", head.address]
     command += ["--runtime-env-json", json.dumps(environment), "--", "python", "pipelines/study.py"]
-    code, output = head.run(*command, "--config", str(study.root / "study.yaml"), *LONG)
+    log = study.root / "third.log"
+    code, output = head.run(log, *command, "--config", str(study.root / "study.yaml"), *LONG)
     assert code == 0, output[-3000:]
     assert output.count("nothing to do") == 5  # pretrain, and two stages of two arms
     assert (study.out / "report.html").is_file()
@@ -204,15 +207,15 @@ def test_rays_own_command_runs_the_study_too(
 def test_a_mistake_of_the_user_fails_the_job_with_its_sentence(head: Head, tmp_path: Path) -> None:
     options = ["--address", head.address, "--runtime-env", "ray_configs/jobs/cpu.yaml"]
     arguments = ["finetune", *options, f"out={tmp_path / 'out'}", f"data.store={tmp_path / 'none'}"]
-    code, output = head.run("samssl", "submit", *arguments)
+    code, output = head.run(tmp_path / "log", "samssl", "submit", *arguments)
     assert code == 1
     assert re.search(r"^samssl: .*none.* is no complete slice store", output, re.MULTILINE)
     assert "Traceback" not in output
 
 
-def test_a_wrong_token_is_told_as_such(head: Head, study: StudyFolder) -> None:
+def test_a_wrong_token_is_told_as_such(head: Head, study: StudyFolder, tmp_path: Path) -> None:
     other = Head(head.address, "0" * 64, head.environment | {"RAY_AUTH_TOKEN": "0" * 64})
-    code, output = other.run(*submitted(head, study))
+    code, output = other.run(tmp_path / "log", *submitted(head, study))
     assert code == 1
     assert f"The cluster at {head.address} does not take jobs" in output
     assert "RAY_AUTH_TOKEN" in output
