@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path as Curve
@@ -195,7 +196,7 @@ def _draw_node(axes: Axes, node: Node, colors: Mapping[str, str]) -> None:
         (left + 0.02, node.row - 0.36), _BOX - 0.04, 0.72, boxstyle="round,pad=0,rounding_size=0.06",
         facecolor=color, edgecolor=color, lw=1.0, mutation_aspect=4,
     )  # fmt: skip
-    box.set_facecolor((*box.get_facecolor()[:3], 0.1))
+    box.set_facecolor(to_rgba(color, 0.1))
     axes.add_patch(box)
     middle = left + _BOX / 2
     raised = node.row - 0.13 if node.detail else node.row

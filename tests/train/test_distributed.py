@@ -175,7 +175,7 @@ def test_a_sharded_run_goes_on_alone_and_the_other_way_round(tmp_path: Path) -> 
 def test_a_sharded_fine_tuning_of_few_parameters_has_the_losses_of_one_process(
     tmp_path: Path, prepare_boxes: Callable[..., SliceStore], method: str
 ) -> None:
-    store = prepare_boxes(tmp_path, train=2, val=1, test=1).root
+    store = Path(prepare_boxes(tmp_path, train=2, val=1, test=1).root)
     tune(tmp_path / "alone", store, method)
     in_two(tune, tmp_path / "two", store, method)
     found, wanted = state(tmp_path / "two"), state(tmp_path / "alone")
