@@ -43,6 +43,8 @@ RUNTIME = (
 )
 """Fields, by how they begin, that change how a result is reached and not what it is."""
 
+TRAINING = "ray"
+"""Folder, in a stage's, of the states that training goes on from."""
 STOPPED = "stopped"
 """Status of a run that was given up before its last step."""
 
@@ -119,6 +121,8 @@ def stage(
     out = Path(config.out)
     record = _read_record(out)
     differing = _differing(record, out, name, config, inputs) if record else []
+    if record and differing and record["status"] == "failed" and not (out / TRAINING).exists():
+        record, differing = None, []  # it came to nothing, and may be tried with other settings
     if record and differing and (record["stage"] != name or not always):
         raise UserError(
             f"{out} holds a run that differs in {', '.join(differing)}. "
