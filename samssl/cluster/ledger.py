@@ -148,7 +148,7 @@ def ledger_for(start: str) -> Ledger:
 
 def _recorded(folder: Path) -> RecordedRun:
     record = read_json(folder / RECORD)
-    tags = {"stage": record["stage"], **record.get("tags", {})}
+    tags: dict[str, str] = {"stage": record["stage"], **record.get("tags", {})}
     for role, digest in record["inputs"].items():
         tags[f"input.{role}"] = digest
     for role, digest in record["outputs"].items():

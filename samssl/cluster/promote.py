@@ -54,14 +54,19 @@ def _version_of(uri: str, target: str) -> ModelVersion:
         run, role, path = _writer_of(given, ledger), _role_of(given), given
     else:
         run = ledger.by_id(read_json(given / "run.json")["run_id"] if given.exists() else target)
-        wrote: list[Role] = [role for role in reversed(KEPT) if f"output.{role}" in run.tags()]
-        if not wrote:
-            raise UserError(f"Run {run.run_id} wrote no bundle and no encoder that could be promoted.")
-        role = wrote[0]
+        role = _role_written(run)
         path = Path(run.tags()[f"path.{role}"])
     digest = run.tags()[f"output.{role}"]
     known = ask(uri, lambda client: registered(client, run.run_id, role, digest))
     return known or register(uri, run.run_id, _registration(role, path, digest))
+
+
+def _role_written(run: Run) -> Role:
+    """What a run is promoted by: its bundle, or else its encoder."""
+    for role in reversed(KEPT):
+        if f"output.{role}" in run.tags():
+            return role
+    raise UserError(f"Run {run.run_id} wrote no bundle and no encoder that could be promoted.")
 
 
 def _role_of(path: Path) -> Role:

@@ -194,9 +194,8 @@ def _draw_node(axes: Axes, node: Node, colors: Mapping[str, str]) -> None:
     left, color = node.column * _STEP, _color(node, colors)
     box = FancyBboxPatch(
         (left + 0.02, node.row - 0.36), _BOX - 0.04, 0.72, boxstyle="round,pad=0,rounding_size=0.06",
-        facecolor=color, edgecolor=color, lw=1.0, mutation_aspect=4,
+        facecolor=to_rgba(color, 0.1), edgecolor=color, lw=1.0, mutation_aspect=4,
     )  # fmt: skip
-    box.set_facecolor(to_rgba(color, 0.1))
     axes.add_patch(box)
     middle = left + _BOX / 2
     raised = node.row - 0.13 if node.detail else node.row
