@@ -26,10 +26,10 @@ from samssl.config import read_yaml
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent
-STEPS, SAVED_EVERY = 600, 20
+STEPS, SAVED_EVERY = 300, 10
 LONG = tuple(
     f"pretrain.optim.{name}={value}"
-    for name, value in {"steps": STEPS, "save_every": SAVED_EVERY, "validate_every": 200}.items()
+    for name, value in {"steps": STEPS, "save_every": SAVED_EVERY, "validate_every": 100}.items()
 )
 """Pretraining that lasts until it is stopped."""
 
