@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from torch import nn
 
-from samssl.cluster.launch import STATE_FILE, Executor, nodes, start_ray, train
+from samssl.cluster.launch import STATE_FILE, Executor, nodes, resources_at_most, start_ray, train
 from samssl.cluster.live import TrialTable
 from samssl.cluster.server import tracking_uri
 from samssl.cluster.tracking import Run
@@ -299,7 +298,7 @@ def most_at_once(runs: Sequence[ResourcesConfig], share: int, asked: int = 0) ->
         UserError: the cluster does not hold so many, with the sum written out.
     """
     start_ray()
-    available = ray.cluster_resources()
+    available = resources_at_most()
     need = _largest([_whole_need(resources, share) for resources in runs])
     fits = min(int(available.get(kind, 0) / amount) for kind, amount in need.items() if amount)
     wanted = asked or max(1, fits)
@@ -333,7 +332,7 @@ def _largest(needs: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _uses_gpu(resources: ResourcesConfig) -> bool:
     if resources.use_gpu is not None:
         return resources.use_gpu
-    return ray.cluster_resources().get("GPU", 0) >= resources.workers
+    return resources_at_most().get("GPU", 0) >= resources.workers
 
 
 def _run_here(job: Job) -> Outcome:
