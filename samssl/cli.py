@@ -73,12 +73,12 @@ STAGES = {
     ),
     "sweep": Stage(
         "fine-tuning at many points of a search space; the best is tested",
-        "samssl.cluster.sweep:SweepConfig",
+        "samssl.cluster.sweep_design:SweepConfig",
         "samssl.cluster.sweep:run_sweep",
     ),
     "study": Stage(
         "all stages, several arms and seeds, compared",
-        "samssl.cluster.design:StudyConfig",
+        "samssl.cluster.study_design:StudyConfig",
         "samssl.cluster.study:run_study",
     ),
 }
@@ -123,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--help", "-h", action="store_true", help="show this page")
         command.add_argument("overrides", nargs="*", metavar="field=value", help="as in optim.lr=3e-4")
         command.set_defaults(run=_run_stage, stage=stage, parser=command)
+    _add_submit(commands)
     _add_plan(commands)
     _add_strategies(commands)
     bench = commands.add_parser("bench", help="time this program against its baselines", add_help=False)
@@ -139,6 +140,22 @@ def _parser() -> argparse.ArgumentParser:
     lineage.set_defaults(run=_run_lineage)
     _add_promote(commands)
     return parser
+
+
+def _add_submit(commands: Any) -> None:
+    text = "a stage as a job of a Ray cluster, by the `ray job submit` that is printed"
+    submit = commands.add_parser("submit", help=text, description=text)
+    stages = submit.add_subparsers(metavar="STAGE", required=True)
+    for name, stage in STAGES.items():
+        command = stages.add_parser(name, help=stage.help, description=f"{text}: {stage.help}")
+        command.add_argument("--config", type=Path, help=f"YAML file of `samssl {name}`")
+        address = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
+        command.add_argument("--address", default=address, help="the cluster's dashboard [%(default)s]")
+        file = Path("ray_configs/jobs/gpu.yaml")
+        command.add_argument("--runtime-env", type=Path, default=file, help="YAML file [%(default)s]")
+        command.add_argument("--no-wait", action="store_true", help="do not show the job's output")
+        command.add_argument("overrides", nargs="*", metavar="field=value", help="as in optim.lr=3e-4")
+        command.set_defaults(run=_run_submit, stage=name)
 
 
 def _add_plan(commands: Any) -> None:
@@ -199,6 +216,21 @@ def _run_stage(parsed: argparse.Namespace) -> None:
         raise UserError("Give --config FILE, or the fields as name=value; --help lists them.")
     config = load_config(config_class, parsed.config, parse_overrides(parsed.overrides))
     _load(parsed.stage.function)(config)
+
+
+def _run_submit(parsed: argparse.Namespace) -> None:
+    submission = _load("samssl.cluster.submit:Submission")(
+        stage=parsed.stage,
+        config_class=_load(STAGES[parsed.stage].config),
+        config=parsed.config,
+        overrides=parsed.overrides,
+        address=parsed.address,
+        runtime_env=parsed.runtime_env,
+        wait=not parsed.no_wait,
+    )
+    code = _load("samssl.cluster.submit:submit")(submission)
+    if code:
+        raise SystemExit(code)
 
 
 def _run_bench(parsed: argparse.Namespace) -> None:

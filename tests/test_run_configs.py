@@ -11,10 +11,13 @@ from pydoc import locate
 import pytest
 
 from samssl.cli import STAGES, main
+from samssl.cluster.submit import job_command
 from samssl.config import ConfigError, flatten, load_config, read_yaml
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "ray_configs").rglob("*.yaml"))
+FOR_RAY = ("cluster", "jobs")
+"""Folders of files that Ray reads: tests/cluster/test_cluster_configs.py."""
+CONFIGS = sorted(path for path in (ROOT / "ray_configs").rglob("*.yaml") if path.parent.name not in FOR_RAY)
 # docs/lab.md is history: it keeps commands as they were on their day.
 DOCUMENTS = [ROOT / "README.md", *sorted(set((ROOT / "docs").glob("*.md")) - {ROOT / "docs/lab.md"})]
 REQUIRED = {
@@ -118,7 +121,7 @@ def test_a_documented_command_is_accepted(
     document: Path, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = arguments[0]
-    assert stage in {*STAGES, "lineage", "plan", "bench", "strategies", "promote"}
+    assert stage in {*STAGES, "lineage", "plan", "bench", "strategies", "submit", "promote"}
     shutil.copytree(ROOT / "ray_configs", tmp_path / "ray_configs")
     for name, content in written_files(document).items():
         (tmp_path / name).write_text(content)
@@ -132,6 +135,9 @@ def test_a_documented_command_is_accepted(
         monkeypatch.setattr("samssl.cluster.promote.promote", lambda *given: "")
     elif stage == "strategies":
         monkeypatch.setattr("samssl.train.catalogue.describe_strategies", lambda *given: "")
+    elif stage == "submit":
+        sent = "samssl.cluster.submit.submit"
+        monkeypatch.setattr(sent, lambda submission: int("--" not in job_command(submission, "job")))
     elif stage == "bench":
         monkeypatch.setattr("runpy.run_path", lambda path, run_name: Path(path).read_text())
     else:

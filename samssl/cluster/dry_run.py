@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from samssl.cluster.design import (
+from samssl.cluster.study_design import (
     EXPANSIVE,
     SSL,
     StudyConfig,

@@ -19,6 +19,7 @@ import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
+from ray._private.state import state as cluster_state
 from ray.experimental import tqdm_ray
 from ray.train.v2._internal.execution import context as ray_reporting
 from ray.train.v2.api.report_config import CheckpointUploadMode
@@ -43,6 +44,12 @@ def start_ray() -> None:
         return
     local = {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "num_cpus": os.cpu_count()}
     ray.init(logging_level="WARNING", **local)  # pyright: ignore[reportArgumentType]
+
+
+def join_cluster() -> None:
+    """Join the cluster that `RAY_ADDRESS` names, if it names one."""
+    if os.environ.get("RAY_ADDRESS"):
+        start_ray()
 
 
 def ray_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -249,12 +256,19 @@ def nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def resources_at_most() -> dict[str, float]:
+    """Resources of the cluster: what it has, or what its autoscaler may add up to."""
+    now = ray.cluster_resources()
+    most = cluster_state.get_max_resources_from_cluster_config() or {}
+    return now | {kind: float(max(amount, now.get(kind, 0))) for kind, amount in most.items()}
+
+
 def _read_state(folder: Path) -> State:
     return torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
 
 
 def _scaling(resources: ResourcesConfig) -> ray.train.ScalingConfig:
-    available = ray.cluster_resources()
+    available = resources_at_most()
     wanted = resources.use_gpu
     use_gpu = available.get("GPU", 0) >= resources.workers if wanted is None else wanted
     hosts = [node for node in nodes() if node.get("GPU", 0) >= use_gpu]

@@ -153,7 +153,7 @@ def _recorded(folder: Path) -> RecordedRun:
         tags[f"input.{role}"] = digest
     for role, digest in record["outputs"].items():
         tags[f"output.{role}"] = digest
-        noted, usual = tags.get(f"path.{role}"), folder / PLACES.get(role, role)
+        noted, usual = tags.get(f"path.{role}"), folder / PLACES.get(str(role), str(role))
         moved = usual.exists() and not (noted and Path(noted).exists())
         tags[f"path.{role}"] = str(usual) if moved or not noted else noted
     return RecordedRun(record["run_id"], tags)

@@ -7,6 +7,8 @@ from dataclasses import field
 from typing import Any
 
 import optuna
+from ray import tune
+from ray.tune.search.sample import Domain
 
 from samssl.config import PositiveFloat, config
 
@@ -60,6 +62,19 @@ class AxisConfig:
             name in point and point[name] in (wanted if isinstance(wanted, list) else [wanted])
             for name, wanted in self.when.items()
         )
+
+    def domain(self) -> Domain:
+        """The axis as Ray Tune draws from it."""
+        if self.choice is not None:
+            return tune.choice(
+                [json.dumps(value) if isinstance(value, list) else value for value in self.choice]
+            )
+        if self.integers is not None:
+            return tune.qrandint(*self.integers, q=int(self.step or 1))
+        if self.uniform is not None:
+            return tune.quniform(*self.uniform, q=self.step) if self.step else tune.uniform(*self.uniform)
+        assert self.loguniform is not None, "checked with the configuration"
+        return tune.loguniform(*self.loguniform)
 
 
 Space = Mapping[str, AxisConfig]

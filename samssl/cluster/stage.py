@@ -19,8 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from samssl.cluster.launch import join_cluster
 from samssl.cluster.origin import tags_of_bundle, tags_of_encoder
 from samssl.cluster.outbox import FOLDER
+from samssl.cluster.places import check_places
 from samssl.cluster.server import tracking_uri
 from samssl.cluster.tracking import PARENT_TAG, DataUse, Run, continue_run, deliver_below, find_runs, open_run
 from samssl.config import UserError, dump_yaml, flatten, read_yaml, to_tree
@@ -40,6 +42,11 @@ RUNTIME = (
     *("optim.loader_workers", "optim.checkpoint_activations", "data.embeddings.limit_gib"),
 )
 """Fields, by how they begin, that change how a result is reached and not what it is."""
+
+TRAINING = "ray"
+"""Folder, in a stage's, of the states that training goes on from."""
+STOPPED = "stopped"
+"""Status of a run that was given up before its last step."""
 
 DESCRIBED = ("arm", "dataset", "shots", "seed")
 """Fields of `Place` that say which run of a study it is: tags in MLflow, and part of `run.json`."""
@@ -108,11 +115,14 @@ def stage(
     exception marks the run FAILED (Ctrl-C: KILLED) and leaves no `finished` behind.
 
     Raises:
-        UserError: the folder holds the run of another configuration or of other inputs.
+        UserError: the folder holds the run of another configuration or of other inputs, or nodes of the
+            cluster do not see it.
     """
     out = Path(config.out)
     record = _read_record(out)
     differing = _differing(record, out, name, config, inputs) if record else []
+    if record and differing and record["status"] == "failed" and not (out / TRAINING).exists():
+        record, differing = None, []  # it came to nothing, and may be tried with other settings
     if record and differing and (record["stage"] != name or not always):
         raise UserError(
             f"{out} holds a run that differs in {', '.join(differing)}. "
@@ -124,6 +134,9 @@ def stage(
         run = Run(tracking_uri(), record["run_id"], out)
         yield StageRun(out, run, done=True, outputs=record["outputs"], metrics=record["metrics"])
         return
+    if not place.parent_run_id:  # whose stage has asked for all of its parts
+        join_cluster()
+        check_places(config, tracking_uri())
     run = _open(name, out, None if differing else record, place)
     _write_start(out, name, config, inputs, place, run)
     run.log_params(flatten(to_tree(config)))
@@ -134,8 +147,8 @@ def stage(
     try:
         yield work
     except BaseException as error:
-        _record_failure(out, error)
-        run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        _record_end(out, error)
+        run.end("KILLED" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "FAILED")
         raise
     wall_time_s = time.monotonic() - clock
     ended = {"started": started.isoformat(timespec="seconds"), "wall_time_s": wall_time_s}
@@ -158,12 +171,16 @@ def _deliver(name: str, out: Path) -> None:
         )
 
 
-def _record_failure(out: Path, error: BaseException) -> None:
-    """Say in `run.json` why the run ended, for reports that leave it out."""
+def _record_end(out: Path, error: BaseException) -> None:
+    """Say in `run.json` why the run ended, for reports that leave it out.
+
+    `SystemExit` is how Ray Tune ends a trial that its scheduler has given up.
+    """
+    status = STOPPED if isinstance(error, SystemExit) else "failed"
     reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     with suppress(OSError, ValueError):  # a full disk, which is perhaps the reason
         record = read_json(out / "run.json")
-        write_json(out / "run.json", record | {"status": "failed", "error": reason})
+        write_json(out / "run.json", record | {"status": status, "error": reason})
 
 
 def _read_record(out: Path) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from samssl.bundle import load_segmenter, read_bundle, write_bundle
 from samssl.cluster.launch import CLUSTER, Executor, ray_map
 from samssl.cluster.origin import RANDOM
 from samssl.cluster.registry import Registration, bundle_registration, encoder_registration
-from samssl.cluster.stage import Input, Place, StageRun, stage
+from samssl.cluster.stage import TRAINING, Input, Place, StageRun, stage
 from samssl.cluster.tracking import find_runs
 from samssl.data.prepare import PrepareConfig, prepare
 from samssl.data.recipes.simulated import SimulateConfig, simulate
@@ -58,7 +58,7 @@ def run_pretrain(config: PretrainConfig, place: Place = Place(), executor: Execu
     with stage("pretrain", config, inputs, place) as work:
         if not work.done:
             _tell_weights(work, report)
-            state = executor.train(pretrain, config, config.resources, work.run, work.out / "ray")
+            state = executor.train(pretrain, config, config.resources, work.run, work.out / TRAINING)
             save_weights(pretrained_sam(config, state), checkpoint)
             save_state(state, state_file)
             _finish(work, state)
@@ -86,7 +86,7 @@ def run_finetune(config: FinetuneConfig, place: Place = Place(), executor: Execu
             warn_of_other_store(inputs["encoder"], inputs["manifest"])
             listed = [name.replace("/", ",") for name in learnt_slices(config)]
             write_text(config.out / "shots.csv", "\n".join(["case,z", *listed]) + "\n")
-            state = executor.train(finetune, config, config.resources, work.run, work.out / "ray")
+            state = executor.train(finetune, config, config.resources, work.run, work.out / TRAINING)
             progress = state["progress"]
             digest = write_bundle(bundle, config, store, tuned_weights(state))
             save_tensors(as_segmenter(state["weights"]), config.out / "last.safetensors")
@@ -145,7 +145,7 @@ def _finish(work: StageRun, state: State) -> None:
     """Leave the curves in the stage's folder."""
     lines = [f"{step},{metric},{value!r}" for step, metric, value in state["progress"]["history"]]
     write_text(work.out / "history.csv", "\n".join(["step,metric,value", *lines]) + "\n")
-    work.obsolete.append(work.out / "ray")
+    work.obsolete.append(work.out / TRAINING)
 
 
 def _named(place: Place, store: SliceStore, shots: int = 0) -> Place:

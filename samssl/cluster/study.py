@@ -6,7 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from samssl.cluster.design import (
+from samssl.cluster.dry_run import describe_study
+from samssl.cluster.launch import Executor
+from samssl.cluster.nnunet import NnunetConfig, run_nnunet
+from samssl.cluster.stage import Place, StageRun, stage
+from samssl.cluster.stages import run_evaluate, run_finetune, run_prepare, run_pretrain, run_simulate
+from samssl.cluster.study_design import (
     ArmConfig,
     Setting,
     StudyConfig,
@@ -19,11 +24,6 @@ from samssl.cluster.design import (
     settings_of,
     start_folder,
 )
-from samssl.cluster.dry_run import describe_study
-from samssl.cluster.launch import Executor
-from samssl.cluster.nnunet import NnunetConfig, run_nnunet
-from samssl.cluster.stage import Place, StageRun, stage
-from samssl.cluster.stages import run_evaluate, run_finetune, run_prepare, run_pretrain, run_simulate
 from samssl.cluster.trials import Job, Outcome, run_jobs
 from samssl.config import UserError, dump_yaml
 from samssl.evaluate import EvaluateConfig

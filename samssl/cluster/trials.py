@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from torch import nn
 
-from samssl.cluster.launch import STATE_FILE, Executor, nodes, start_ray, train
+from samssl.cluster.launch import STATE_FILE, Executor, nodes, resources_at_most, start_ray, train
 from samssl.cluster.live import TrialTable
-from samssl.cluster.tracking import Run, tracking_uri
+from samssl.cluster.server import tracking_uri
+from samssl.cluster.tracking import Run
 from samssl.config import UserError
 from samssl.files import read_json, write_text
 from samssl.models.checkpoints import save_state
@@ -33,8 +33,10 @@ from samssl.train.resources import ResourcesConfig
 STEP, SCORE, ERROR = "step", "score", "error"
 """What trials report: steps done, the best validation so far, and why a run failed."""
 ERROR_FILE = "error.txt"
-WAITING_CPU = 0.01
-"""CPUs of a trial that waits for its own Ray Train workers."""
+RUN_FILE = "run_id.txt"
+"""Beside a state: the MLflow run that it comes from."""
+WAITING = {"memory": 1.0}
+"""What a trial reserves that waits for its own Ray Train workers: something, for Tune asks for it."""
 
 Point = dict[str, Any]
 """What tells one trial from the others."""
@@ -71,6 +73,8 @@ class Outcome:
     score: float | None = None
     """The best validation, where the run trained anything."""
     seconds: float = 0.0
+    trial: str = ""
+    """Tune's id."""
 
 
 def run_jobs(jobs: Sequence[Job], storage: Path, title: str, at_once: int = 0) -> list[Outcome]:
@@ -119,6 +123,7 @@ class Trials:
         if self.goes_on and tune.Tuner.can_restore(path):
             tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True, restart_errored=True)
         else:
+            settings = replace(settings, trial_dirname_creator=_trial_id)
             tuner = tune.Tuner(
                 trainable, param_space=space, tune_config=settings, run_config=self._run_config()
             )
@@ -150,7 +155,13 @@ class Trials:
             int(metrics.get(STEP, 0)),
             score if score is not None and np.isfinite(score) else None,
             float(metrics.get("time_total_s", 0.0)),
+            Path(result.path).name,
         )
+
+
+def _trial_id(trial: Any) -> str:
+    """Name of a trial's folder of Tune, which is more to be relied on than ids in copied results."""
+    return str(trial.trial_id)
 
 
 def _trial(point: Point, trials: Trials) -> None:
@@ -242,6 +253,7 @@ class TrialContext:
     def save(self, state: State, metrics: dict[str, float]) -> None:
         """To the run's folder, and the metrics to Tune, whose scheduler may end the trial here."""
         save_state(state, self.file)
+        write_text(self.file.with_name(RUN_FILE), self.run.run_id)
         checkpoint = tune.Checkpoint.from_directory(self.file.parent) if self.here.passes_state else None
         if self.here.reports:
             tune.report(metrics, checkpoint=checkpoint)
@@ -251,6 +263,9 @@ class TrialContext:
         handed = tune.get_checkpoint() if self.here.passes_state else None
         if handed is not None:
             with handed.as_directory() as folder:
+                donor = (Path(folder) / RUN_FILE).read_text()
+                if donor != self.run.run_id:  # else it was only paused
+                    self.run.set_tags({"continues": donor})
                 return torch.load(Path(folder) / STATE_FILE, map_location="cpu", weights_only=True)
         if self.here.passes_state or not self.file.exists():
             return None
@@ -271,7 +286,7 @@ def cpu_share(jobs: int) -> int:
 def trial_bundle(resources: ResourcesConfig, share: int) -> dict[str, float]:
     """What one trial reserves for itself."""
     if resources.workers > 1:
-        return {"CPU": WAITING_CPU}
+        return dict(WAITING)
     bundle = {"CPU": float(resources.cpus_per_worker or share)}
     return {**bundle, "GPU": 1.0} if _uses_gpu(resources) else bundle
 
@@ -283,7 +298,7 @@ def most_at_once(runs: Sequence[ResourcesConfig], share: int, asked: int = 0) ->
         UserError: the cluster does not hold so many, with the sum written out.
     """
     start_ray()
-    available = ray.cluster_resources()
+    available = resources_at_most()
     need = _largest([_whole_need(resources, share) for resources in runs])
     fits = min(int(available.get(kind, 0) / amount) for kind, amount in need.items() if amount)
     wanted = asked or max(1, fits)
@@ -305,7 +320,7 @@ def _whole_need(resources: ResourcesConfig, share: int) -> dict[str, float]:
     """What a trial and the workers that it starts take together."""
     need = trial_bundle(resources, share)
     if resources.workers > 1:
-        need = {"CPU": WAITING_CPU + resources.workers * max(1, resources.cpus_per_worker)}
+        need = {"CPU": float(resources.workers * max(1, resources.cpus_per_worker))}
         need["GPU"] = float(resources.workers) if _uses_gpu(resources) else 0.0
     return need
 
@@ -317,7 +332,7 @@ def _largest(needs: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _uses_gpu(resources: ResourcesConfig) -> bool:
     if resources.use_gpu is not None:
         return resources.use_gpu
-    return ray.cluster_resources().get("GPU", 0) >= resources.workers
+    return resources_at_most().get("GPU", 0) >= resources.workers
 
 
 def _run_here(job: Job) -> Outcome:
@@ -336,10 +351,15 @@ CHECK = Executor(_refuse, _refuse)
 
 def stage_status(folder: Path) -> str | None:
     """How the stage in `folder` ended, or that it runs; None where there is none."""
+    return stage_record(folder).get("status")
+
+
+def stage_record(folder: Path) -> dict[str, Any]:
+    """`run.json` of a stage's folder; empty where there is none that can be read."""
     try:
-        return read_json(folder / "run.json").get("status")
-    except (OSError, ValueError, AttributeError):
-        return None
+        return read_json(folder / "run.json")
+    except (OSError, ValueError):
+        return {}
 
 
 def slug(text: str) -> str:

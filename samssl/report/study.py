@@ -21,6 +21,7 @@ import pandas as pd
 
 from samssl.config import UserError, read_yaml
 from samssl.files import read_json, sha256_file
+from samssl.interactive import click_rows
 
 TABLE_COLUMNS = ("case", "label", "label_id", "dice", "reference_voxels", "predicted_voxels")
 
@@ -218,7 +219,7 @@ def _read_table(folder: Path, stage: Stage, notes: list[str]) -> pd.DataFrame | 
     if table["dice"].notna().sum() == 0:
         notes.append(f"{name} has a score for no label of any case, and that evaluation is left out.")
         return None
-    return table
+    return click_rows(table)
 
 
 def _broken_links(stages: tuple[Stage, ...]) -> list[str]:

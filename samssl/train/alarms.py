@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from samssl.metrics import pooled_dice
+from samssl.interactive import click_rows
+from samssl.metrics import case_dice, pooled_dice
 from samssl.train.context import RunContext
 from samssl.train.optim import FitConfig
 from samssl.train.progress import Progress, log
@@ -52,6 +53,24 @@ def validation_alarms(table: pd.DataFrame, learnt: pd.DataFrame | None) -> dict[
     """
     alarms = _prediction_alarms(table)
     return alarms if learnt is None else alarms | _gap_alarms(pooled_dice(table), pooled_dice(learnt))
+
+
+def prompt_alarms(table: pd.DataFrame) -> dict[str, str]:
+    """What is wrong with the answers to prompts: rows of `samssl.interactive.prompted_cases`."""
+    clicks = click_rows(table)
+    last = clicks[clicks["clicks"] == clicks["clicks"].max()]
+    if not last["predicted_voxels"].any():
+        return {
+            "predictions_empty": "every answer to the prompts of the validation cases is empty. Where this "
+            "stays so, try another optim.lr."
+        }
+    first = case_dice(clicks[clicks["clicks"] == clicks["clicks"].min()]).mean()
+    if case_dice(last).mean() >= first:
+        return {}
+    return {
+        "clicks_do_not_help": "Dice of the validation cases falls with the number of clicks. Raise "
+        "prompts.corrections, so that training answers more of them."
+    }
 
 
 def is_looked_at(step: int, fit_config: FitConfig) -> bool:

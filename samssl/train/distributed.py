@@ -29,6 +29,8 @@ def shard(model: nn.Module, device: torch.device) -> nn.Module:
         fully_shard(block, mesh=mesh)
         register_fsdp_forward_method(block, expose_as_forward(block))
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
+    # Whatever runs first becomes the root, and that would be a part where validation comes before training.
+    model._get_fsdp_state()._lazy_init()  # pyright: ignore[reportCallIssue]
     return model
 
 

@@ -23,6 +23,7 @@ from samssl.interactive import Asking, click_rows, prompt_dice, prompted_cases
 from samssl.metrics import case_dice, label_dice
 from samssl.models.promptable import Prompts, best_masks
 from samssl.prompts import INSIDE, KINDS, NO_POINT, Kind, PromptConfig, corrective_clicks, rescaled, stretched
+from samssl.train.alarms import prompt_alarms
 from samssl.train.context import RunContext
 from samssl.train.loop import Validation
 from samssl.train.probe import labelled_rows
@@ -191,7 +192,8 @@ class PromptedDice:
         self.context.picture(f"prompts/step_{step:06d}.png", prompts_picture(shown))
         self.context.picture(f"prompts/clicks_{step:06d}.png", click_curve(together))
         labels = label_dice(click_rows(together), "val/dice")
-        return Validation(score, {"val/dice": score, **labels, **prompt_dice(together, "val/dice")})
+        metrics = {"val/dice": score, **labels, **prompt_dice(together, "val/dice")}
+        return Validation(score, metrics, prompt_alarms(together) if step else {})
 
     def _table(self, store: SliceStore) -> pd.DataFrame:
         cases = prompted_cases(self.segmenter, store, store.cases("val"), self.asking)

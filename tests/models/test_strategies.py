@@ -154,7 +154,7 @@ def test_a_name_that_contradicts_other_settings_is_refused() -> None:
 
 
 def test_a_name_in_a_study_sets_the_studys_model() -> None:
-    from samssl.cluster.design import StudyConfig
+    from samssl.cluster.study_design import StudyConfig
 
     tree = {
         "name": "tiny",

@@ -142,3 +142,33 @@ def test_a_trial_that_always_fails_is_named_and_does_not_sink_the_sweep(make: Ca
     assert {name: row["status"] for name, row in rows.items()} == {"[0, 1]": "finished", "[9]": "failed"}
     assert "names [9]" in rows["[9]"]["error"]
     assert str(rows["[9]"]["error"]) in (sweep.out / "report.html").read_text()
+
+
+def test_a_population_goes_on_from_the_states_of_its_best(make: Callable[..., Sweep]) -> None:
+    search = {"method": "random", "trials": 3, "scheduler": "pbt", "seed": 1, "at_once": 2}
+    optim = {"steps": 8, "batch_size": 4, "warmup_steps": 1, "validate_every": 2, "log_every": 1}
+    finetune = {"data": {"shots": 2}, "optim": optim}
+    sweep = make("pbt", {"finetune.optim.lr": {"loguniform": [1e-6, 1e-1]}}, search=search, finetune=finetune)
+    sweep.run()
+    table = sweep.table()
+    assert table["status"].tolist() == ["finished"] * 3
+    client = MlflowClient(tracking_uri=f"sqlite:///{sweep.root / 'mlflow.db'}")
+    runs = [client.get_run(str(run)) for run in table["run_id"]]
+    donors = [(run, run.data.tags["continues"]) for run in runs if "continues" in run.data.tags]
+    assert donors, "no trial took over another's state"
+    for run, donor in donors:
+        assert client.get_run(donor).info.run_id != run.info.run_id
+
+
+def test_a_trial_may_have_workers_of_its_own_and_more_than_there_are_is_refused(
+    make: Callable[..., Sweep],
+) -> None:
+    resources = {"workers": 2, "cpus_per_worker": 1}
+    settings = {"finetune": {**SETTINGS["finetune"], "resources": resources}, "search": {"scheduler": "asha"}}
+    sweep = make("nested", {RANK: {"choice": [1, 2]}}, **settings)
+    told = sweep.run("search.at_once=2", check=False)
+    assert "2 x 2 = 4 CPUs of 2" in told
+    sweep.run()
+    assert (sweep.table()["status"] == "finished").any()
+    history = pd.read_csv(sweep.out / sweep.table()["folder"][0] / "history.csv")
+    assert history["step"].max() == SETTINGS["finetune"]["optim"]["steps"]

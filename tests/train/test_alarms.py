@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 
 from samssl.metrics import pooled_dice
-from samssl.train.alarms import is_looked_at, loss_alarms, sound, validation_alarms
+from samssl.train.alarms import is_looked_at, loss_alarms, prompt_alarms, sound, validation_alarms
 from samssl.train.context import LocalContext
 from samssl.train.optim import FitConfig
 from samssl.train.progress import Progress
@@ -35,6 +35,19 @@ def test_a_class_that_is_never_predicted_is_named_unless_the_reference_lacks_it(
     assert not validation_alarms(table(("liver", 0.5, 9, 9), ("liver", 0.0, 9, 0)), None)
     many = table(("liver", 0.5, 9, 9), *((f"organ {n}", 0.0, 1, 0) for n in range(10)))
     assert "organ 7 and 2 more" in validation_alarms(many, None)["never_predicted"]
+
+
+def answers(*rows: tuple[int, float, int]) -> pd.DataFrame:
+    """Clicks, Dice and predicted voxels of one case, after a box that fits."""
+    scored = table(*(("liver", dice, 9, voxels) for _, dice, voxels in rows), ("liver", 1.0, 9, 9))
+    prompts = ["clicks"] * len(rows) + ["box"]
+    return scored.assign(case="a", prompt=prompts, clicks=[*(clicks for clicks, *_ in rows), 0])
+
+
+def test_answers_to_prompts_that_are_empty_or_get_worse_by_clicks() -> None:
+    assert prompt_alarms(answers((1, 0.0, 0), (2, 0.0, 0))).keys() == {"predictions_empty"}
+    assert prompt_alarms(answers((1, 0.5, 4), (2, 0.4, 3))).keys() == {"clicks_do_not_help"}
+    assert not prompt_alarms(answers((1, 0.5, 4), (2, 0.6, 5)))
 
 
 def test_validation_far_below_training() -> None:

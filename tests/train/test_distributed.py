@@ -12,10 +12,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from samssl.data.slices import SliceStore
 from samssl.methods.mae import MaeConfig, MaskedAutoencoder
 from samssl.models.sam import ModelConfig, build_sam
+from samssl.models.strategies import StrategyConfig
 from samssl.train.context import LocalContext, State
 from samssl.train.distributed import shard
+from samssl.train.finetune import FinetuneConfig, FinetuneDataConfig, FinetuneFitConfig, finetune
 from samssl.train.loop import Validation, fit
 from samssl.train.optim import FitConfig
 
@@ -90,6 +93,21 @@ def train(folder: Path, strategy: str = "ddp", /, **changes: Any) -> None:
     fit(model, Images(), validate, FitConfig(**(CONFIG | changes)), GlooContext(folder, strategy))
 
 
+def tune(folder: Path, store: Path, method: Any) -> None:
+    """Fine-tune micro SAM on a slice store, sharded where there are several processes."""
+    config = FinetuneConfig(
+        out=folder,
+        data=FinetuneDataConfig(store=store),
+        model=ModelConfig(variant="micro", image_size=32),
+        strategy=StrategyConfig(method=method),
+        optim=FinetuneFitConfig(
+            steps=4, batch_size=4, warmup_steps=1, validate_every=2, log_every=1, precision="fp32"
+        ),
+    )
+    folder.mkdir(exist_ok=True)
+    finetune(config, GlooContext(folder, "fsdp"))
+
+
 def _worker(
     rank: int, port: int, call: Callable[..., None], arguments: tuple[Any, ...], changes: dict[str, Any]
 ) -> None:
@@ -100,11 +118,16 @@ def _worker(
     dist.destroy_process_group()
 
 
-def train_in_two(folder: Path, strategy: str, **changes: Any) -> None:
+def in_two(call: Callable[..., None], *arguments: Any, **changes: Any) -> None:
+    """`call` in two processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(_worker, (port, train, (folder, strategy), changes), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    mp.spawn(_worker, (port, call, arguments, changes), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def train_in_two(folder: Path, strategy: str, **changes: Any) -> None:
+    in_two(train, folder, strategy, **changes)
 
 
 def state(folder: Path) -> State:
@@ -146,3 +169,18 @@ def test_a_sharded_run_goes_on_alone_and_the_other_way_round(tmp_path: Path) -> 
         assert state(folder)["progress"]["step"] == 3
         second(folder, "fsdp", steps=6, **changes)
         check_close(state(folder), state(tmp_path / "undisturbed"))
+
+
+@pytest.mark.parametrize("method", ["lora", "adapter"])
+def test_a_sharded_fine_tuning_of_few_parameters_has_the_losses_of_one_process(
+    tmp_path: Path, prepare_boxes: Callable[..., SliceStore], method: str
+) -> None:
+    store = Path(prepare_boxes(tmp_path, train=2, val=1, test=1).root)
+    tune(tmp_path / "alone", store, method)
+    in_two(tune, tmp_path / "two", store, method)
+    found, wanted = state(tmp_path / "two"), state(tmp_path / "alone")
+    shapes = [{name: value.shape for name, value in run["weights"].items()} for run in (found, wanted)]
+    assert shapes[0] == shapes[1]
+    for one, other in zip(found["progress"]["history"], wanted["progress"]["history"], strict=True):
+        assert one[:2] == other[:2]
+        assert one[2] == pytest.approx(other[2], rel=2e-2, abs=1e-4), one

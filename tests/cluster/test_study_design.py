@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from samssl.cluster.design import (
+from samssl.cluster.study_design import (
     StudyConfig,
     alone,
     arms_of,
