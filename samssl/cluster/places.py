@@ -19,6 +19,7 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from samssl.cluster.server import shown
 from samssl.config import UserError, as_url
 
 JOB_COPIES = "working_dir_files"
@@ -62,7 +63,7 @@ def check_places(config: Any, tracking_uri: str) -> None:
         unseen = _ask(nodes, Asked(written, read, _server(tracking_uri)))
     if unseen:
         places = {name: place for name, (place, _) in read.items()}
-        places |= {"out": str(config.out), TRACKING: without_password(tracking_uri)}
+        places |= {"out": str(config.out), TRACKING: shown(tracking_uri)}
         raise UserError(_refusal(len(nodes), unseen, places))
     if database:
         _warn_of_sqlite(len({node["NodeManagerHostname"] for node in nodes}))
@@ -82,12 +83,6 @@ def named_paths(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         for field in fields(value):
             name = f"{prefix}.{field.name}" if prefix else field.name
             yield from named_paths(getattr(value, field.name), name)
-
-
-def without_password(uri: str) -> str:
-    """`uri` as it may be printed."""
-    password = urlsplit(uri).password
-    return uri.replace(f":{password}@", ":***@") if password else uri
 
 
 def _check_kept(out: Path, tracking_uri: str) -> None:

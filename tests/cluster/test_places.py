@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from samssl.cluster.places import JOB_COPIES, TRACKING, check_places, named_paths, without_password
+from samssl.cluster.places import JOB_COPIES, TRACKING, check_places, named_paths
 from samssl.config import UserError, config
 
 pytestmark = pytest.mark.ray
@@ -155,8 +155,3 @@ def test_paths_are_named_as_settings_are() -> None:
         "data.more_stores[0]": "/a",
         "data.more_stores[1]": "/b",
     }
-
-
-def test_passwords_are_left_out() -> None:
-    assert without_password("postgresql://me:hunter2@db:5432/x") == "postgresql://me:***@db:5432/x"
-    assert without_password("http://host:5000") == "http://host:5000"

@@ -50,6 +50,7 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path, monkeypatch: pytest
 
 def test_a_password_is_not_shown() -> None:
     assert shown("http://name:secret@host:5000/mlflow") == "http://host:5000/mlflow"
+    assert shown("postgresql://me:hunter2@db:5432/x") == "postgresql://db:5432/x"
     assert shown("sqlite:////data/mlflow.db") == "sqlite:////data/mlflow.db"
 
 
