@@ -81,6 +81,7 @@ def lineage_chart(stages: Sequence[Stage], colors: Mapping[str, str]) -> Chart |
     low, high = min(rows), max(rows)
 
     def draw(figure: Figure) -> None:
+        figure.set_layout_engine("none")  # the axes fill it
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         axes.set_xlim(-0.02, max(node.column for node in graph.nodes.values()) * _STEP + _BOX + 0.02)
