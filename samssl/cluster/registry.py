@@ -93,8 +93,18 @@ def register(uri: str, run_id: str, registration: Registration) -> ModelVersion:
     _ensure_model(client, name, registration.role)
     version = registered(client, run_id, registration.role, registration.digest)
     version = version or _new_version(client, run_id, registration)
-    client.set_registered_model_alias(name, registration.alias, str(version.version))
+    move_alias(client, name, registration.alias, str(version.version))
     return version
+
+
+def move_alias(client: MlflowClient, name: str, alias: str, version: str) -> None:
+    """Point the alias to a version; of two runs that make it at the same moment the later one has it."""
+    try:
+        client.set_registered_model_alias(name, alias, version)
+    except MlflowException as error:
+        if "UNIQUE" not in str(error).upper():
+            raise
+        client.set_registered_model_alias(name, alias, version)  # it is there now, and is changed, not made
 
 
 def registered(client: MlflowClient, run_id: str, role: Role, digest: str) -> ModelVersion | None:
