@@ -5,12 +5,14 @@ what the registry keeps), and names its run, so that its lineage can be followed
 kept as safetensors, bundles as they are: nothing is pickled.
 """
 
+import random
 import shutil
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import mlflow
 import mlflow.artifacts
@@ -20,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from samssl.bundle import Bundle
-from samssl.cluster.server import ask, client_of, tracking_uri
+from samssl.cluster.server import ask, client_of, is_away, tracking_uri
 from samssl.config import UserError
 from samssl.files import sha256_file, sha256_tree
 from samssl.models.checkpoints import read_weights, save_tensors
@@ -36,6 +38,8 @@ DESCRIPTIONS: dict[Role, str] = {
     "bundle": "Models fine-tuned by samssl",
 }
 URI = "models:/"
+ATTEMPTS = 6
+Changed = TypeVar("Changed")
 
 
 @dataclass(frozen=True)
@@ -93,18 +97,13 @@ def register(uri: str, run_id: str, registration: Registration) -> ModelVersion:
     _ensure_model(client, name, registration.role)
     version = registered(client, run_id, registration.role, registration.digest)
     version = version or _new_version(client, run_id, registration)
-    move_alias(client, name, registration.alias, str(version.version))
+    point_alias(client, name, registration.alias, version)
     return version
 
 
-def move_alias(client: MlflowClient, name: str, alias: str, version: str) -> None:
-    """Point the alias to a version; of two runs that make it at the same moment the later one has it."""
-    try:
-        client.set_registered_model_alias(name, alias, version)
-    except MlflowException as error:
-        if "UNIQUE" not in str(error).upper():
-            raise
-        client.set_registered_model_alias(name, alias, version)  # it is there now, and is changed, not made
+def point_alias(client: MlflowClient, name: str, alias: str, version: ModelVersion) -> None:
+    """Let `alias` name this version, whatever it named before."""
+    _despite_others(lambda: client.set_registered_model_alias(name, alias, str(version.version)))
 
 
 def registered(client: MlflowClient, run_id: str, role: Role, digest: str) -> ModelVersion | None:
@@ -181,9 +180,23 @@ def _new_version(client: MlflowClient, run_id: str, registration: Registration) 
     client.finalize_logged_model(logged.model_id, "READY")
     _link(client, run_id, role, logged)
     tags = {**registration.settings, f"{role}.sha256": registration.digest, "file.sha256": digest}
-    return client.create_model_version(
-        name, f"{URI}{logged.model_id}", run_id=run_id, tags=tags, model_id=logged.model_id
+    return _despite_others(
+        lambda: client.create_model_version(
+            name, f"{URI}{logged.model_id}", run_id=run_id, tags=tags, model_id=logged.model_id
+        )
     )
+
+
+def _despite_others(change: Callable[[], Changed]) -> Changed:
+    """Make a change of the registry, again where another process made the same at the same moment."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return change()
+        except MlflowException as error:  # MLflow has no code of its own for this
+            if is_away(error) or attempt == ATTEMPTS:
+                raise
+            time.sleep(random.uniform(0, 0.1 * attempt))
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _copy(registration: Registration, to: Path) -> str:

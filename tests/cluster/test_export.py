@@ -173,13 +173,13 @@ def registered_as(run: Run, registration: Registration) -> str:
 
 def test_runs_that_end_at_once_each_get_a_version(tmp_path: Path) -> None:
     encoders = []
-    for seed in range(3):
+    for seed in range(8):
         torch.manual_seed(seed)
         encoders.append(tmp_path / f"{seed}.pth")
         save_weights(build_micro(), encoders[-1])
     runs = [open_run("samssl", "pretrain", {}) for _ in encoders]
     model, register = ModelConfig(variant="micro", image_size=32), RegisterConfig(name="shared", alias="best")
-    with ThreadPoolExecutor(3) as pool:
+    with ThreadPoolExecutor(8) as pool:
         uris = set(
             pool.map(registered_as, runs, [encoder_registration(file, model, register) for file in encoders])
         )
@@ -190,7 +190,7 @@ def test_runs_that_end_at_once_each_get_a_version(tmp_path: Path) -> None:
         run.run_id: sha256_file(encoder) for run, encoder in zip(runs, encoders, strict=True)
     }
     registered_as(runs[0], encoder_registration(encoders[0], model, register))  # as after an interruption
-    assert len(server.search_model_versions("name = 'shared'")) == 3
+    assert len(server.search_model_versions("name = 'shared'")) == 8
     assert server.get_model_version_by_alias("shared", "best").run_id == runs[0].run_id
 
 
