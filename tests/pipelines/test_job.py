@@ -23,7 +23,7 @@ from pipelines_support import StudyFolder, make_study
 
 from samssl.config import read_yaml
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]  # whole studies, on machines that may be busy
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent
 STEPS, SAVED_EVERY = 300, 10
