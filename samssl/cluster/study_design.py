@@ -167,9 +167,10 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """What the overview calls it: `hippocampus, fold 1, 5-shot`."""
-        shots = f"{self.shots}-shot" if self.shots else "all"
-        return ", ".join([self.dataset, *([f"fold {self.fold}"] if self.fold is not None else []), shots])
+        """What the overview calls it: `hippocampus`, or `hippocampus, fold 1, 5-shot`."""
+        fold = [f"fold {self.fold}"] if self.fold is not None else []
+        shots = [self.folder.name] if self.folder != self.home else []
+        return ", ".join([self.dataset, *fold, *shots])
 
     @property
     def store(self) -> Path:

@@ -144,6 +144,7 @@ def finetune_of(config: SweepConfig, point: Point, seed: int) -> FinetuneConfig:
         out=point_folder(config, point) / f"seed{seed}",
         model=model,
         data=replace(tuned.data, shot_seed=seed),
+        register=replace(tuned.register, enabled=False),  # `samssl promote` registers the one that is wanted
         optim=replace(tuned.optim, seed=seed),
     )
 

@@ -51,7 +51,7 @@ def render(study: Study, summary: dict[str, Any], config: ReportConfig) -> str:
     """The whole page as text. Every number in it comes from `summary`."""
     from samssl.report import charts, examples  # matplotlib only when a page is made
 
-    store, store_note = examples.open_store(study.root / "store")
+    store, store_note = examples.open_store(study.home / "store")
     arms = _shown_arms(summary, config)
     return template("report.html").render(
         summary=summary,

@@ -72,9 +72,15 @@ class Study:
     """One sentence for each part that is missing or left out."""
 
     @cached_property
+    def home(self) -> Path:
+        """Folder of the store and of the pretraining runs: above this one where settings share them."""
+        own, above = self.root / "store", self.root.parent / "store"
+        return self.root.parent if above.is_dir() and not own.is_dir() else self.root
+
+    @cached_property
     def pretrain_folders(self) -> dict[int, Path]:
         """Seed -> folder of the pretraining runs that are there, finished or not."""
-        return _seed_folders(self.root / "pretrain")
+        return _seed_folders(self.home / "pretrain")
 
     def history(self, folder: Path) -> pd.DataFrame | None:
         """`history.csv` of one stage (step, metric, value), or None where there is none."""
@@ -180,7 +186,7 @@ def _read_stage(root: Path, folder: Path, notes: list[str]) -> Stage | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         notes.append(f"{name}/run.json cannot be read as a run record, and that run's results are left out.")
         return None
-    if stage.status == "failed":
+    if stage.status == "failed" and record.get("error"):
         notes.append(f"The run in {name} failed: {record.get('error')} Its results are left out.")
     elif stage.status != "finished":
         notes.append(f"The run in {name} is marked '{stage.status}', and its results are left out.")

@@ -8,7 +8,7 @@ from cluster_support import free_port
 
 from samssl.cluster import server
 from samssl.cluster.lineage import describe_lineage
-from samssl.cluster.stage import Input, Place, stage
+from samssl.cluster.stage import TRAINING, Input, Place, stage
 from samssl.config import UserError, config
 from samssl.files import read_json, sha256_file, sha256_tree, write_json
 
@@ -75,8 +75,16 @@ def test_a_changed_copy_is_not_taken_for_the_original(bundle: Path, tmp_path: Pa
     assert "BROKEN at: bundle (finetune)" in text
 
 
+def test_a_stage_that_came_to_nothing_may_have_other_settings(tmp_path: Path) -> None:
+    with pytest.raises(UserError), stage("finetune", Settings(out=tmp_path / "run"), {}, Place()) as first:
+        raise UserError("no training was begun")
+    with stage("finetune", Settings(out=tmp_path / "run", rate=2.0), {}, Place()) as second:
+        assert second.run.run_id != first.run.run_id
+
+
 def test_an_interrupted_stage_goes_on_in_its_run_and_another_setting_is_refused(tmp_path: Path) -> None:
     settings = Settings(out=tmp_path / "run")
+    (settings.out / TRAINING).mkdir(parents=True)
     with pytest.raises(KeyboardInterrupt), stage("finetune", settings, {}, Place()) as first:
         raise KeyboardInterrupt
     assert first.run.client.get_run(first.run.run_id).info.status == "KILLED"

@@ -110,7 +110,8 @@ def test_the_snippet_of_the_how_to_runs(
 ) -> None:
     section = HOW_TO.read_text().split("## Compare many arms", 1)[1].split("\n## ", 1)[0]
     code, values = (
-        section.split(f"```{language}\n", 1)[1].split("```", 1)[0] for language in ("python", "yaml")
+        section.split(start, 1)[1].split("```", 1)[0]
+        for start in ("```python\n", "```yaml\n# published.yaml\n")
     )
     (tmp_path / "published.yaml").write_text(values)
     for dataset in ("hippocampus", "acdc"):
