@@ -16,7 +16,7 @@ from samssl.cluster.registry import (
     bundle_registration,
     encoder_registration,
     find_version,
-    point_alias,
+    move_alias,
     register,
     registered,
 )
@@ -44,7 +44,7 @@ def promote(target: str, alias: str) -> str:
     uri = tracking_uri()
     version = find_version(target) if target.startswith(URI) else _version_of(uri, target)
     before = ask(uri, lambda client: _holder(client, version.name, alias))
-    ask(uri, lambda client: point_alias(client, version.name, alias, version))
+    ask(uri, lambda client: move_alias(client, version.name, alias, str(version.version)))
     return f"{URI}{version.name}@{alias}: {_described(before)} -> {_described(version)}"
 
 

@@ -97,13 +97,13 @@ def register(uri: str, run_id: str, registration: Registration) -> ModelVersion:
     _ensure_model(client, name, registration.role)
     version = registered(client, run_id, registration.role, registration.digest)
     version = version or _new_version(client, run_id, registration)
-    point_alias(client, name, registration.alias, version)
+    move_alias(client, name, registration.alias, str(version.version))
     return version
 
 
-def point_alias(client: MlflowClient, name: str, alias: str, version: ModelVersion) -> None:
-    """Let `alias` name this version, whatever it named before."""
-    _despite_others(lambda: client.set_registered_model_alias(name, alias, str(version.version)))
+def move_alias(client: MlflowClient, name: str, alias: str, version: str) -> None:
+    """Point the alias to a version; of two runs that make it at the same moment the later one has it."""
+    _despite_others(lambda: client.set_registered_model_alias(name, alias, version))
 
 
 def registered(client: MlflowClient, run_id: str, role: Role, digest: str) -> ModelVersion | None:
