@@ -20,6 +20,8 @@ class Stage:
     help: str
     config: str
     function: str
+    source: str = ""
+    """The field that an argument without `=` stands for."""
 
 
 STAGES = {
@@ -29,7 +31,10 @@ STAGES = {
         "samssl.cluster.stages:run_simulate",
     ),
     "prepare": Stage(
-        "scans to a slice store", "samssl.data.prepare:PrepareConfig", "samssl.cluster.stages:run_prepare"
+        "scans to a slice store",
+        "samssl.data.prepare:PrepareConfig",
+        "samssl.cluster.stages:run_prepare",
+        source="data.root",
     ),
     "pretrain": Stage(
         "slice store to a SAM-format encoder checkpoint, without labels",
@@ -214,8 +219,15 @@ def _run_stage(parsed: argparse.Namespace) -> None:
         return
     if parsed.config is None and not parsed.overrides:
         raise UserError("Give --config FILE, or the fields as name=value; --help lists them.")
-    config = load_config(config_class, parsed.config, parse_overrides(parsed.overrides))
-    _load(parsed.stage.function)(config)
+    overrides = parse_overrides(_named(parsed.overrides, parsed.stage.source))
+    _load(parsed.stage.function)(load_config(config_class, parsed.config, overrides))
+
+
+def _named(arguments: Sequence[str], source: str) -> list[str]:
+    """`samssl prepare FOLDER` as `samssl prepare data.root=FOLDER`."""
+    if not source:
+        return list(arguments)
+    return [argument if "=" in argument else f"{source}={argument}" for argument in arguments]
 
 
 def _run_submit(parsed: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """What tests share: a micro SAM whose position terms and biases are not zero, so that they count."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,20 @@ from segment_anything.modeling import Sam
 from torch import nn
 
 from samssl.data.prepare import DataSource, PrepareConfig, prepare
+from samssl.data.pseudonyms import KEY_VARIABLE
 from samssl.data.slices import SliceStore
 from samssl.data.splits import SplitConfig
 from samssl.models.sam import build_micro
 from samssl.models.tinyvit import TinyViT
+
+
+@pytest.fixture(autouse=True, scope="session")
+def key_of_pseudonyms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A key of this session's own: tests neither use nor make that of whoever runs them."""
+    path = tmp_path_factory.mktemp("key") / "pseudonyms.key"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(KEY_VARIABLE, str(path))
+        yield path
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """From an encoder, bundle, export or run back to the source files; links are digests, not paths."""
 
 import hashlib
+import re
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from samssl.cluster.origin import RANDOM
 from samssl.cluster.registry import URI, fetch, find_version, role_of
 from samssl.cluster.server import shown, tracking_uri
 from samssl.config import UserError
+from samssl.data.entries import source_files
+from samssl.data.pseudonyms import key_path, listing_path, read_listing
 from samssl.data.slices import SliceStore, verify_store
-from samssl.files import read_json, sha256_file, sha256_tree
+from samssl.files import read_json, sha256_file, sha256_files, sha256_tree
 
 WRITTEN = ("encoder", "bundle", "export", "safetensors")
 """Roles of what one can ask about by its path."""
@@ -125,15 +128,34 @@ def _sources(store: SliceStore, root: Path, depth: int) -> Link:
     }
     whole = hashlib.sha256("\n".join(sorted(digests.values())).encode()).hexdigest()
     name = f"{len(digests)} source files"
-    if not root.exists():
-        return Link(
-            depth, "from outside", "", name, whole, [], unchecked=f"{root} cannot be reached from here"
-        )
+    unchecked = "" if root.exists() else f"{root} cannot be reached from here"
     folder = root.parent if root.is_file() else root
-    faults = [
-        problem for source, sha in digests.items() for problem in _problems("source", folder / source, sha)
-    ]
+    listed = read_listing(listing_path(key_path(), store.name))
+    if not unchecked and (unknown := [source for source in digests if _is_pseudonym(source, store.name)]):
+        missing = [source for source in unknown if source not in listed]
+        if missing:
+            unchecked = f"the private list of what {len(missing)} pseudonyms stand for is not here"
+    if unchecked:
+        return Link(depth, "from outside", "", name, whole, [], unchecked=unchecked)
+    faults = []
+    for source, digest in digests.items():
+        files = (
+            [folder / file for file in listed[source]] if source in listed else source_files(folder, source)
+        )
+        faults += _problems_of_source(source, files, digest)
     return Link(depth, "from outside", "", name, whole, faults)
+
+
+def _is_pseudonym(source: str, name: str) -> bool:
+    return re.fullmatch(rf"{re.escape(name)}-[0-9a-f]{{12}}", source) is not None
+
+
+def _problems_of_source(source: str, files: list[Path], digest: str) -> list[str]:
+    """What is wrong with the files of one scan or mask; they are called as the store calls them."""
+    if not files or not all(file.exists() for file in files):
+        return [f"The source {source} is not there any more."]
+    found = sha256_files(files)
+    return [] if found == digest else [f"The source {source} has changed: its digest is now {found[:16]}."]
 
 
 def _outside(tags: dict[str, str], role: str, digest: str, depth: int, ledger: Ledger) -> Link:

@@ -30,7 +30,16 @@ from samssl.environment import environment, hardware
 from samssl.files import read_json, write_json, write_text
 
 PATHS = (
-    *("out", "store", "data.store", "data.root", "data.csv", "model.checkpoint", "continue_from"),
+    *(
+        "out",
+        "store",
+        "data.store",
+        "data.root",
+        "data.csv",
+        "data.key_file",
+        "model.checkpoint",
+        "continue_from",
+    ),
     *("run", "bundle", "base", "study"),
 )
 """Fields that say where something lies: what lies there is compared by digest instead."""

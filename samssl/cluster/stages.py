@@ -44,6 +44,9 @@ def run_prepare(config: PrepareConfig, place: Place = Place()) -> str:
         print(f"prepare: wrote {summary.wrote} cases, removed {summary.removed}", flush=True)
         if summary.rejected:
             print(f"prepare: rejected {summary.rejected} files, see {config.out / REJECTED_FILE}", flush=True)
+        if summary.private_list:
+            print(f"prepare: {summary.private_list} says, to you alone, what each pseudonym stands for")
+            work.tag({"pseudonym_key": summary.key_fingerprint})
         work.metrics = {"cases": summary.cases, "slices": summary.slices, "rejected": summary.rejected}
         work.tag({"path.sources": str(config.data.root.absolute())})
         work.wrote("manifest", summary.digest, config.out)

@@ -9,17 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Integer
 
 from samssl.config import Count, UserError, config, config_digest
 from samssl.data.cases import CASE_FILE, CaseFacts, Origin, files_of, reusable_case, write_case
+from samssl.data.entries import Entry, without_names
 from samssl.data.index import INDEX_COLUMNS, STATISTICS
 from samssl.data.parallel import Run, local_map, with_progress
-from samssl.data.scans import Modality, read_mask, read_scan
+from samssl.data.pseudonyms import write_listing
+from samssl.data.readers.masks import united
+from samssl.data.scans import Modality, Scan, read_mask, read_scan
 from samssl.data.slices import MANIFEST_FILE, REJECTED_FILE, write_index
-from samssl.data.sources import DataSource, Entry, find_sources
+from samssl.data.sources import DataSource, Found, find_sources
 from samssl.data.splits import SplitConfig, one_patient_per_image, split_patients
-from samssl.files import sha256_file, write_bytes
+from samssl.files import sha256_file, sha256_files, write_bytes
+
+_FURTHER_SETTINGS = ("volume", "mask_threshold", "mask_colours", "resample_masks")
 
 # Raised when the same source and settings would give other voxels or facts than before.
 _CASE_FORMAT = 2
@@ -59,6 +66,10 @@ class PrepareSummary:
     """Cases written by this call; 0 with an unchanged digest: there was nothing to do."""
     removed: int
     """Cases of an earlier call that are not in the source any more."""
+    key_fingerprint: str = ""
+    """Of the key of pseudonyms; empty with public names."""
+    private_list: Path | None = None
+    """Which file each pseudonym of a source stands for; not part of the store."""
 
 
 @dataclass(frozen=True)
@@ -82,32 +93,47 @@ class _CaseTask:
     labels: Mapping[int, str]
     modality: Modality
 
-    def settings_sha256(self) -> str:
+    def settings_sha256(self, modality: Modality) -> str:
         """Digest of the settings that voxels and facts of a case depend on."""
-        settings = {"format": _CASE_FORMAT, "modality": self.modality, "ids": sorted(self.labels)}
-        return config_digest(settings | {"axis": self.source.axis, "window_hu": self.source.window_hu})
+        settings = {"format": _CASE_FORMAT, "modality": modality, "ids": sorted(self.labels)}
+        settings |= {"axis": self.source.axis, "window_hu": self.source.window_hu}
+        # Named only where they are set, so that earlier stores stay what they are.
+        further = {name: getattr(self.source, name) for name in _FURTHER_SETTINGS}
+        settings |= {name: value for name, value in further.items() if value not in (None, False, {})}
+        return config_digest(settings)
 
     def __call__(self, entry: Entry) -> CaseResult:
         """Read, check and write one scan and its mask, or reuse what is stored of them."""
+        modality = entry.modality or self.modality
         try:
-            origin = self._origin(entry)
+            origin = self._origin(entry, modality)
             facts = reusable_case(self.out, entry.case, origin)
             if facts:
                 return CaseResult(entry, facts, "", wrote=False)
-            scan = read_scan(entry.image, self.modality, self.source.axis)
-            mask = read_mask(entry.mask, scan, self.labels) if entry.mask else None
+            scan = read_scan(
+                entry.image, modality, self.source.axis, files=entry.files, volume=self.source.volume
+            )
+            mask = self._mask(entry, scan)
         except UserError as error:
-            return CaseResult(entry, None, str(error), wrote=False)
+            reason = str(error) if self.source.public_names else without_names(str(error), entry)
+            return CaseResult(entry, None, reason, wrote=False)
         # From the first changed case until its manifest is written again, this is no complete store.
         (self.out / MANIFEST_FILE).unlink(missing_ok=True)
         window_hu = self.source.window_hu
         facts = write_case(self.out, entry.case, scan, mask, origin=origin, window_hu=window_hu)
         return CaseResult(entry, facts, "", wrote=True)
 
-    def _origin(self, entry: Entry) -> Origin:
+    def _mask(self, entry: Entry, scan: Scan) -> Integer[np.ndarray, "Z H W"] | None:
+        rules = self.source.mask_rules()
+        masks = [read_mask(path, scan, self.labels, rules) for path in entry.mask_files]
+        if len(masks) < 2:
+            return masks[0] if masks else None
+        return united(masks, list(entry.mask_files))
+
+    def _origin(self, entry: Entry, modality: Modality) -> Origin:
         try:
-            mask_sha256 = sha256_file(entry.mask) if entry.mask else ""
-            return Origin(sha256_file(entry.image), mask_sha256, self.settings_sha256())
+            mask_sha256 = sha256_files(entry.mask_files) if entry.mask else ""
+            return Origin(sha256_files(entry.image_files), mask_sha256, self.settings_sha256(modality))
         except FileNotFoundError as error:
             raise UserError(f"There is no file {error.filename}.") from None
         except OSError as error:
@@ -124,6 +150,7 @@ def prepare(settings: PrepareConfig, run: Run | None = None) -> PrepareSummary:
     """
     out = settings.out.expanduser().absolute()
     found = find_sources(settings.data, settings.name)
+    private_list = _tell(found, settings.name)
     # Splits that cannot be filled even if every scan is usable are refused before hours of reading.
     split_patients((entry.patient for entry in found.entries if entry.mask), settings.split)
     task = _CaseTask(out, settings.data, found.labels, found.modality)
@@ -134,7 +161,10 @@ def prepare(settings: PrepareConfig, run: Run | None = None) -> PrepareSummary:
         *((result.entry.source, result.reason) for result in results if not result.facts),
     ]
     if not prepared:
-        raise UserError(f"None of the {len(results)} scans can be used. The first one: {rejected[0][1]}")
+        raise UserError(
+            f"None of the {len(results)} scans can be used. The first one: {rejected[0][1]}"
+            + (f" Which file that is, {private_list} tells." if private_list else "")
+        )
     splits, left_out = _split_cases(prepared, settings.split)
     rejected += left_out
     index = _index(prepared, splits)
@@ -143,7 +173,17 @@ def prepare(settings: PrepareConfig, run: Run | None = None) -> PrepareSummary:
     files |= _write_rejected(out, rejected)
     digest = write_index(out, settings.name, found.labels, index, files)
     wrote = sum(result.wrote for result in results)
-    return PrepareSummary(digest, len(splits), len(index), len(rejected), wrote, removed)
+    fingerprint = found.key.fingerprint if found.key else ""
+    counts = (len(splits), len(index), len(rejected), wrote, removed)
+    return PrepareSummary(digest, *counts, fingerprint, private_list)
+
+
+def _tell(found: Found, name: str) -> Path | None:
+    """Say what was found, and note for the user alone which files pseudonyms stand for."""
+    print(f"prepare: {found.summary()}", flush=True)
+    for note in found.notes:
+        print(f"prepare: {note}", flush=True)
+    return write_listing(found.key, name, found.files) if found.key else None
 
 
 def _in_order_of_cases(run: Run, task: _CaseTask, entries: list[Entry]) -> list[CaseResult]:

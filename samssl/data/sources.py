@@ -1,22 +1,34 @@
 """Finding the scans of a data set: which image, which mask, whose.
 
-Three layouts are known: `msd` (Medical Segmentation Decathlon: dataset.json, imagesTr, labelsTr, imagesTs),
-`folders` (images and masks of the same name, or any folder of unlabelled images) and `csv`.
+The layouts of public data sets are recognised (`samssl.data.layouts`); a CSV or Parquet file of pairs fits
+anything, and comes before all of them.
 """
 
-import csv
-import hashlib
-import json
+import fnmatch
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from samssl.config import PositiveInt, UserError, config
-from samssl.data.scans import IMAGE_SUFFIXES, VOLUME_SUFFIXES, Axis, Modality
+from samssl.config import Count, PositiveInt, UserError, config
+from samssl.data.entries import Entry, Names, known_modality, relative_name, source_name
+from samssl.data.layouts.acdc import find_acdc, is_acdc
+from samssl.data.layouts.bids import find_bids
+from samssl.data.layouts.busi import find_busi, is_busi
+from samssl.data.layouts.dicom_tree import find_dicom, has_dicom, series_files
+from samssl.data.layouts.folders import find_folders
+from samssl.data.layouts.listing import Item, Listing, Tree, stem
+from samssl.data.layouts.msd import find_msd
+from samssl.data.layouts.nnunet_raw import find_nnunet, is_nnunet
+from samssl.data.layouts.tables import TABLE_SUFFIXES, find_in_table
+from samssl.data.pseudonyms import Key, open_key
+from samssl.data.readers.files import IMAGE_SUFFIXES, VOLUME_SUFFIXES
+from samssl.data.readers.masks import MaskRules
+from samssl.data.scans import Axis, Modality
 
+Layout = Literal["auto", "csv", "msd", "nnunet", "bids", "acdc", "busi", "dicom", "folders"]
 _MR_WORDS = ("MR", "T1", "T2", "FLAIR", "ADC", "DWI", "PD")
 
 
@@ -25,15 +37,18 @@ class DataSource:
     """Where the scans lie and how to understand their names."""
 
     root: Path
-    """Folder of the data set; for the csv layout, the CSV file itself or its folder."""
-    layout: Literal["auto", "msd", "folders", "csv"] = "auto"
-    """`auto`: csv if a CSV is named, msd if there is a dataset.json, else folders."""
+    """Folder of the data set; for the csv layout, the CSV or Parquet file itself or its folder."""
+    layout: Layout = "auto"
+    """`auto`: csv if one is named, else what the folder looks like; it is printed."""
     csv: str = ""
-    """Name of the CSV file below `root`, with columns image and, if you like, mask and patient."""
+    """Name of the CSV or Parquet file below `root`, with columns image and, if you like, mask and patient."""
+    images: str = ""
+    """Only scans whose path below `root` fits this pattern, as in '*_T2w.nii.gz'; empty: all."""
     modality: Modality | None = None
-    """MR, CT, XR (radiograph) or US (ultrasound); null: as dataset.json says."""
+    """MR, CT, XR (radiograph), US (ultrasound) or PT (PET); null: as the data set says."""
     labels: dict[int, str] | None = None
-    """Names of the mask values, as {1: liver, 2: tumour}; null: as dataset.json says."""
+    """Names of the mask values, as {1: liver, 2: tumour}; null: as the data set says. Structures of DICOM
+    SEG and RTSTRUCT are found by these names, and others are left out."""
     patient_pattern: str = ""
     """Regular expression searched in each image's file name; its first group is the patient."""
     cases_per_patient: PositiveInt = 1
@@ -42,9 +57,20 @@ class DataSource:
     """Axis across which volumes are cut into slices; auto: the one of clearly largest spacing, else axial."""
     window_hu: tuple[float, float] = (-160.0, 240.0)
     """Intensity window of CT, in HU."""
+    volume: Count | None = None
+    """Which one, from 0, of several: volumes of a 4D file or series, channels of nnU-Net, pages of a TIFF."""
+    mask_threshold: float | None = None
+    """Soft masks of one label: values from this one on are the label (DICOM SEG: fractions, 0 to 1)."""
+    mask_colours: dict[str, int] = field(default_factory=dict)
+    """Colours of 2D masks to label ids, as {'#ff0000': 1}; black is background."""
+    resample_masks: bool = False
+    """True: a mask on another grid that overlaps its scan is taken by nearest voxels; false: refused."""
+    outside: bool = False
+    """True: links and rows of a CSV may lead out of `root`."""
     public_names: bool = False
-    """True: file and patient names may be shown; false: they are replaced by digests everywhere but in
-    the index's `source` columns and in rejected.csv."""
+    """True: file and patient names may be shown; false: pseudonyms stand for them everywhere."""
+    key_file: Path | None = None
+    """The key of pseudonyms; null: SAMSSL_KEY_FILE, else ~/.samssl/pseudonyms.key, made on first use."""
 
     def __post_init__(self) -> None:
         """Check what involves several fields."""
@@ -56,20 +82,14 @@ class DataSource:
             raise ValueError("set patient_pattern or cases_per_patient, not both.")
         if self.patient_pattern and _num_groups(self.patient_pattern) < 1:
             raise ValueError(r"patient_pattern needs a group around the patient, as in '^(sub-\d+)_'.")
+        if bad := [name for name in self.mask_colours if not re.fullmatch("#[0-9a-fA-F]{6}", name)]:
+            raise ValueError(f"mask_colours: '{bad[0]}' is no colour as '#ff0000'.")
+        if not all(0 <= label < 1 << 16 for label in self.mask_colours.values()):
+            raise ValueError("mask_colours: label ids must lie between 0 and 65535.")
 
-
-@dataclass(frozen=True)
-class Entry:
-    """One scan to prepare."""
-
-    case: str
-    patient: str
-    image: Path
-    mask: Path | None
-    source: str
-    """`image` relative to the data root."""
-    mask_source: str
-    """`mask` relative to the data root; empty without a mask."""
+    def mask_rules(self) -> MaskRules:
+        """How masks are to be read."""
+        return MaskRules(self.mask_threshold, self.mask_colours, self.resample_masks, self.volume)
 
 
 @dataclass(frozen=True)
@@ -82,15 +102,26 @@ class Found:
     modality: Modality
     rejected: list[tuple[str, str]]
     """(source, reason) of the files that belong to no entry."""
+    layout: str
+    """Which one it was taken for."""
+    notes: list[str]
+    """What a user should know; without names of files or patients."""
+    files: dict[str, list[str]]
+    """Files relative to the data root behind each pseudonym of a source; empty with public names."""
+    key: Key | None
+    """What pseudonyms were made with."""
 
-
-@dataclass(frozen=True)
-class _Item:
-    """One scan as its layout lists it; an empty `patient` is yet to be read off the file name."""
-
-    image: Path
-    mask: Path | None
-    patient: str = ""
+    def summary(self) -> str:
+        """What was found, in a line."""
+        masks = sum(entry.mask is not None for entry in self.entries)
+        patients = len({entry.patient for entry in self.entries})
+        names = ", ".join(name for label, name in self.labels.items() if label) or "none"
+        kinds = Counter(entry.modality or self.modality for entry in self.entries)
+        listed = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        return (
+            f"layout {self.layout}: {listed} scans of {patients} patients, {masks} with masks, "
+            f"labels: {names}; {len(self.rejected)} other files"
+        )
 
 
 def find_sources(source: DataSource, name: str) -> Found:
@@ -102,166 +133,111 @@ def find_sources(source: DataSource, name: str) -> Found:
     root = source.root.expanduser().absolute()
     if not root.exists():
         raise UserError(f"data.root: there is no {root}.")
-    find = {"msd": _find_msd, "folders": _find_folders, "csv": _find_csv}[_layout(source, root)]
-    items, facts, rejected = find(root, source)
+    folder = root if root.is_dir() else root.parent
+    listing = _listing(source, root, Tree(folder, source.outside))
+    items = [item for item in listing.items if _fits(item, folder, source.images)]
     if not items:
         raise UserError(
-            f"There are no scans in {root}: no files named {_suffix_list()} where the layout expects them."
+            f"There are no scans in {root} (layout {listing.layout}): no DICOM, and no files named "
+            f"{_suffix_list()} where the layout expects them."
+            + (
+                f" {len(listing.rejected)} files cannot be used; {_first(listing)}"
+                if listing.rejected
+                else ""
+            )
         )
-    folder = root if root.is_dir() else root.parent
-    entries = [_entry(item, folder, name, source) for item in sorted(items, key=lambda item: str(item.image))]
+    items = sorted((_with_files(item) for item in items), key=lambda item: (str(item.image), item.series))
+    names = Names(folder, name, None if source.public_names else open_key(source.key_file))
+    patients = _patients(items, listing.layout, folder, source)
+    entries = [names.entry(item, patient) for item, patient in zip(items, patients, strict=True)]
     _refuse_duplicates(entries, source.public_names)
-    labels = _labels(source, facts, any(item.mask for item in items))
-    return Found(entries, labels, _modality(source, facts), rejected)
+    labels = _labels(source, listing, any(item.mask for item in items))
+    rejected = [(names.of(path), names.hidden(reason, path)) for path, reason in listing.rejected]
+    modality = _modality(source, listing)
+    notes = [*listing.notes, *_notes(entries, modality)]
+    return Found(entries, labels, modality, rejected, listing.layout, notes, names.files, names.key)
 
 
-_Listing = tuple[list[_Item], Mapping[str, Any], list[tuple[str, str]]]
+def _listing(source: DataSource, root: Path, tree: Tree) -> Listing:
+    layout = _layout(source, root)
+    if layout == "csv":
+        return find_in_table(root if root.is_file() else root / source.csv, tree)
+    if layout == "nnunet":
+        return find_nnunet(tree, source.volume)
+    if layout == "dicom":
+        return find_dicom(tree, source.modality or "")
+    if not root.is_dir():
+        raise UserError(f"data.root: {root} is not a folder.")
+    find = {"msd": find_msd, "bids": find_bids, "acdc": find_acdc, "busi": find_busi, "folders": find_folders}
+    return find[layout](tree)
 
 
 def _layout(source: DataSource, root: Path) -> str:
     if source.layout != "auto":
         return source.layout
-    if source.csv or root.suffix == ".csv":
+    if source.csv or root.suffix.lower() in TABLE_SUFFIXES:
         return "csv"
-    return "msd" if (root / "dataset.json").is_file() else "folders"
+    if (root / "dataset.json").is_file():
+        return "nnunet" if is_nnunet(root) else "msd"
+    if (root / "dataset_description.json").is_file():
+        return "bids"
+    recognise = {"acdc": is_acdc, "busi": is_busi, "dicom": has_dicom}
+    return next((layout for layout, fits in recognise.items() if fits(root)), "folders")
 
 
-def _find_msd(root: Path, source: DataSource) -> _Listing:
-    facts = _read_dataset_json(root / "dataset.json")
-    masks = {path.name: path for path in _scans_in(root / "labelsTr")}
-    items = {path: _Item(path, masks.get(path.name)) for path in _scans_in(root / "imagesTr")}
-    # Files that dataset.json lists but that are not there become entries too, to be reported as missing.
-    for listed in facts.get("training", []):
-        image = root / str(listed["image"]).removeprefix("./")
-        items.setdefault(image, _Item(image, root / str(listed["label"]).removeprefix("./")))
-    unlabelled = [_Item(path, None) for path in _scans_in(root / "imagesTs")]
-    return [*items.values(), *unlabelled], facts, _orphans(masks.values(), items.values(), root)
+def _first(listing: Listing) -> str:
+    path, reason = listing.rejected[0]
+    return f"the first: {reason.replace(str(path), 'it')}"
 
 
-def _read_dataset_json(path: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads(path.read_text())
-        labels = {int(label): str(name) for label, name in facts.get("labels", {}).items()}
-        listed = facts.get("training", [])
-        assert all({"image", "label"} <= set(entry) for entry in listed)
-    except FileNotFoundError:
-        raise UserError(f"There is no {path}, so this is no Decathlon data set; set data.layout.") from None
-    except (OSError, ValueError, AttributeError, TypeError, AssertionError):
+def _fits(item: Item, root: Path, pattern: str) -> bool:
+    return not pattern or fnmatch.fnmatchcase(relative_name(item.image, root), pattern)
+
+
+def _with_files(item: Item) -> Item:
+    """An item of a CSV that names the folder of a DICOM series, with the series' files."""
+    if item.files or not item.image.is_dir():
+        return item
+    found = series_files(item.image)
+    if len(found) != 1:
         raise UserError(
-            f"{path} is not a Decathlon dataset.json: "
-            "it needs labels {id: name} and training [{image, label}]."
-        ) from None
-    return {**facts, "labels": labels}
-
-
-def _find_folders(root: Path, source: DataSource) -> _Listing:
-    if not root.is_dir():
-        raise UserError(f"data.root: {root} is not a folder.")
-    if not (root / "images").is_dir():
-        return [_Item(path, None) for path in _scans_in(root)], {}, []
-    masks = {_relative_stem(path, root / "masks"): path for path in _scans_in(root / "masks")}
-    items = [
-        _Item(path, masks.get(_relative_stem(path, root / "images"))) for path in _scans_in(root / "images")
-    ]
-    return items, {}, _orphans(masks.values(), items, root)
-
-
-def _find_csv(root: Path, source: DataSource) -> _Listing:
-    table = root if root.is_file() else root / source.csv
-    if not table.is_file():
-        raise UserError(
-            f"There is no CSV file {table}: make data.root the file, or data.csv its name below data.root."
+            f"A row of the CSV names a folder of {len(found)} DICOM series. Name a folder of one."
         )
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            if "image" not in (rows.fieldnames or ()):
-                raise UserError(
-                    f"{table} has no column 'image'; its columns are {list(rows.fieldnames or ())}."
-                )
-            items = [_csv_item(row, table.parent) for row in rows if row["image"]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table} cannot be read as a CSV file: {error}.") from None
-    return items, {}, []
+    [(series, files)] = found.items()
+    return Item(**vars(item) | {"files": files, "series": series})
 
 
-def _csv_item(row: Mapping[str, str | None], folder: Path) -> _Item:
-    mask = (row.get("mask") or "").strip()
-    return _Item(
-        folder / str(row["image"]).strip(),
-        folder / mask if mask else None,
-        (row.get("patient") or "").strip(),
-    )
+def _patients(items: list[Item], layout: str, root: Path, source: DataSource) -> list[str]:
+    """Whose each scan is: as a CSV says, as the settings say, as the layout says, else each its own.
+
+    Raises:
+        UserError: the settings find no patient in a file name.
+    """
+    set_here = source.patient_pattern or source.cases_per_patient > 1
+    found = []
+    for number, item in enumerate(items, start=1):
+        if item.patient and (layout == "csv" or not set_here):
+            found.append(item.patient)
+        elif set_here:
+            ordinal = f"the file name that is number {number} of {len(items)} in order of names"
+            shown = f"'{item.image.name}'" if source.public_names else ordinal
+            found.append(_patient_of(item.image.name, shown, source))
+        else:
+            found.append((item.name or stem(item.image)) if source.public_names else source_name(item, root))
+    return found
 
 
-def _scans_in(folder: Path) -> Iterator[Path]:
-    """Every scan file below `folder`, without the `._*` shadows and hidden folders that archives bring."""
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not hidden and path.name.lower().endswith(VOLUME_SUFFIXES + IMAGE_SUFFIXES) and path.is_file():
-            yield path
-
-
-def _orphans(masks: Iterable[Path], items: Iterable[_Item], root: Path) -> list[tuple[str, str]]:
-    used = {item.mask for item in items}
-    return [
-        (path.relative_to(root).as_posix(), "There is no image of this mask's name.")
-        for path in masks
-        if path not in used
-    ]
-
-
-def _entry(item: _Item, root: Path, name: str, source: DataSource) -> Entry:
-    image_source = _relative(item.image, root)
-    patient = item.patient or _patient_of(item.image.name, image_source, source)
-    case = _stem(item.image)
-    if source.public_names:
-        case, patient = _plain(case), _plain(patient)
-    else:
-        case, patient = _pseudonym(name, "case", image_source), _pseudonym(name, "patient", patient)
-    return Entry(
-        case, patient, item.image, item.mask, image_source, _relative(item.mask, root) if item.mask else ""
-    )
-
-
-def _patient_of(file_name: str, image_source: str, source: DataSource) -> str:
-    """The patient a file name tells; each file its own patient where nothing is set."""
+def _patient_of(file_name: str, shown: str, source: DataSource) -> str:
+    """The patient a file name tells."""
     if source.patient_pattern:
         match = re.search(source.patient_pattern, file_name)
         if match is None or not match.group(1):
-            raise UserError(
-                f"data.patient_pattern '{source.patient_pattern}' finds no patient in '{file_name}'."
-            )
+            raise UserError(f"data.patient_pattern '{source.patient_pattern}' finds no patient in {shown}.")
         return match.group(1)
-    if source.cases_per_patient == 1:
-        return _stem(Path(image_source)) if source.public_names else image_source
-    numbers = re.findall(r"\d+", _stem(Path(file_name)))
+    numbers = re.findall(r"\d+", stem(Path(file_name)))
     if not numbers:
-        raise UserError(f"data.cases_per_patient needs a number in every file name; '{file_name}' has none.")
+        raise UserError(f"data.cases_per_patient needs a number in every file name; {shown} has none.")
     return f"person-{-(-int(numbers[-1]) // source.cases_per_patient):04d}"
-
-
-def _pseudonym(name: str, what: str, secret: str) -> str:
-    """12 hex digits: two among 100 000 cases meet with a chance of 2 in 100 000."""
-    return f"{name}-{hashlib.sha256(f'{name}/{what}/{secret}'.encode()).hexdigest()[:12]}"
-
-
-def _plain(text: str) -> str:
-    """`text` as it can stand in a file name and a URL."""
-    return re.sub(r"[^\w.\-]+", "-", text).strip("-.") or "unnamed"
-
-
-def _stem(path: Path) -> str:
-    name = path.name
-    return name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else path.stem
-
-
-def _relative_stem(path: Path, root: Path) -> str:
-    return (path.relative_to(root).parent / _stem(path)).as_posix()
-
-
-def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
 def _refuse_duplicates(entries: list[Entry], public_names: bool) -> None:
@@ -275,8 +251,8 @@ def _refuse_duplicates(entries: list[Entry], public_names: bool) -> None:
         )
 
 
-def _labels(source: DataSource, facts: Mapping[str, Any], has_masks: bool) -> dict[int, str]:
-    given = source.labels if source.labels is not None else facts.get("labels", {})
+def _labels(source: DataSource, listing: Listing, has_masks: bool) -> dict[int, str]:
+    given: Mapping[int, str] = source.labels if source.labels is not None else listing.labels
     names = {label: text for label, text in given.items() if label != 0}
     if has_masks and not names:
         raise UserError(
@@ -284,18 +260,33 @@ def _labels(source: DataSource, facts: Mapping[str, Any], has_masks: bool) -> di
         )
     if len(set(names.values())) < len(names):
         raise UserError(f"Two mask values have the same name in the labels {names}. Give each its own.")
+    if not all(0 <= label < 1 << 16 for label in given):
+        raise UserError("The data set names mask values that are not between 0 and 65535.")
     return {0: given.get(0, "background"), **dict(sorted(names.items()))}
 
 
-def _modality(source: DataSource, facts: Mapping[str, Any]) -> Modality:
+def _modality(source: DataSource, listing: Listing) -> Modality:
     if source.modality:
         return source.modality
-    told = str(facts.get("modality", "")).upper()
+    own = known_modality(listing.items[0].modality)
+    told = listing.modality.upper()
+    if own or told in ("US", "XR"):
+        return own or known_modality(told) or "US"
     if "CT" in told:
         return "CT"
     if any(word in told for word in _MR_WORDS):
         return "MR"
-    raise UserError("Nothing says what modality the scans are of: set data.modality to MR, CT, XR or US.")
+    raise UserError("Nothing says what modality the scans are of: set data.modality to MR, CT, XR, US or PT.")
+
+
+def _notes(entries: list[Entry], modality: Modality) -> list[str]:
+    shown = sum((entry.modality or modality) in ("US", "XR") for entry in entries)
+    if not shown:
+        return []
+    return [
+        f"Names and dates are often burnt into ultrasound and X-ray images, and pixels are kept as they are: "
+        f"look at the {shown} of them before you share a store, a report or a model."
+    ]
 
 
 def _num_groups(pattern: str) -> int:

@@ -56,7 +56,7 @@ def test_a_patient_is_in_one_split_only(prepare_config):
 
 def test_unlabelled_scan_of_a_tested_patient_is_left_out(prepare_config, decathlon):
     (decathlon / "imagesTs" / "liver_7.nii.gz").rename(decathlon / "imagesTs" / "liver_1_second.nii.gz")
-    config = prepare_config(patient_pattern=r"liver_(\d)")
+    config = prepare_config(patient_pattern=r"liver_(\d)", public_names=True)
     config = replace(config, split=SplitConfig(train=2.0, val=0.0, test=4.0))
     summary = prepare(config)
     assert summary.cases == 6
@@ -139,7 +139,7 @@ def test_killed_call_is_no_store_and_is_resumed(prepare_config):
 def test_broken_files_are_listed_and_the_rest_goes_on(prepare_config, decathlon):
     (decathlon / "imagesTr" / "liver_2.nii.gz").write_bytes(b"rubbish")
     (decathlon / "labelsTr" / "liver_4.nii.gz").write_bytes(b"rubbish")
-    config = replace(prepare_config(), split=SplitConfig(train=1.0, val=1.0, test=1.0))
+    config = replace(prepare_config(public_names=True), split=SplitConfig(train=1.0, val=1.0, test=1.0))
     summary = prepare(config)
     assert (summary.cases, summary.rejected) == (5, 2)
     assert set(_rejected(config.out)) == {"imagesTr/liver_2.nii.gz", "imagesTr/liver_4.nii.gz"}
@@ -157,7 +157,7 @@ def test_broken_files_are_listed_and_the_rest_goes_on(prepare_config, decathlon)
 def test_nothing_usable_leaves_nothing(prepare_config, decathlon):
     for path in decathlon.glob("images*/*"):
         path.write_bytes(b"rubbish")
-    config = prepare_config()
+    config = prepare_config(public_names=True)
     with pytest.raises(UserError, match=r"None of the 7 scans can be used.*liver_\d"):
         prepare(config)
     assert not config.out.exists()

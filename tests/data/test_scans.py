@@ -8,7 +8,7 @@ from nibabel.affines import from_matvec
 from PIL import Image
 
 from samssl.config import UserError
-from samssl.data import scans
+from samssl.data.readers import files
 from samssl.data.scans import read_mask, read_scan
 
 LABELS = {0: "background", 1: "liver", 2: "tumour"}
@@ -126,7 +126,7 @@ def test_header_that_promises_too_much_is_refused_before_memory_is_taken(write_n
 
 
 def test_file_of_more_bytes_than_a_scan_may_have_is_refused(write_nifti, monkeypatch):
-    monkeypatch.setattr(scans, "MAX_SCAN_BYTES", 200)
+    monkeypatch.setattr(files, "MAX_SCAN_BYTES", 40)
     with pytest.raises(UserError, match="more than one scan may"):
         read_scan(write_nifti("a.nii.gz", RAMP), "MR")
 
@@ -143,7 +143,7 @@ def test_missing_and_unknown_files_are_named(tmp_path):
     with pytest.raises(UserError, match=r"no file .*a\.nii"):
         read_scan(tmp_path / "a.nii", "MR")
     with pytest.raises(UserError, match="convert it to NIfTI"):
-        read_scan(tmp_path / "a.mha", "MR")
+        read_scan(tmp_path / "a.mgh", "MR")
 
 
 def _save_image(path: Path, array: np.ndarray, mode: str | None = None) -> Path:

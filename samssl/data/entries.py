@@ -1,0 +1,128 @@
+"""The scans of a data set as they are prepared, and what stands for their files and patients."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from samssl.data.layouts.dicom_tree import series_files
+from samssl.data.layouts.listing import Item, stem
+from samssl.data.pseudonyms import Key
+from samssl.data.scans import Modality
+
+_SERIES = "::"
+"""Between folder and UID of a DICOM series in `Entry.source`."""
+_JOINT = " + "
+"""Between the files of several masks of one scan in `Entry.mask_source`."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One scan to prepare."""
+
+    case: str
+    patient: str
+    image: Path
+    """A file, or the folder of a DICOM series."""
+    mask: Path | None
+    source: str
+    """`image` relative to the data root, `FOLDER::UID` for a DICOM series; or what stands for it."""
+    mask_source: str
+    """`mask` relative to the data root, or what stands for it; empty without a mask."""
+    files: tuple[Path, ...] = ()
+    """Of a DICOM series."""
+    further_masks: tuple[Path, ...] = ()
+    """Masks of the same scan besides `mask`."""
+    modality: Modality | None = None
+    """Where each file says it; null: that of the data set."""
+
+    @property
+    def image_files(self) -> tuple[Path, ...]:
+        """Every file of the scan."""
+        return self.files or (self.image,)
+
+    @property
+    def mask_files(self) -> tuple[Path, ...]:
+        """Every file of its masks."""
+        return (self.mask, *self.further_masks) if self.mask else ()
+
+
+def source_files(root: Path, source: str) -> list[Path]:
+    """The files behind `Entry.source` or `Entry.mask_source` where names are public."""
+    first, *further = source.split(_JOINT)
+    folder, series, uid = first.partition(_SERIES)
+    if series:
+        return list(series_files(root / folder).get(uid, ()))
+    return [root / first, *(root / name for name in further)]
+
+
+class Names:
+    """What stands for files and patients: their names, or with a key pseudonyms."""
+
+    def __init__(self, root: Path, name: str, key: Key | None) -> None:
+        self.root, self.name, self.key = root, name, key
+        self.files: dict[str, list[str]] = {}
+
+    def of(self, path: Path, *further: Path, series: str = "", files: tuple[Path, ...] = ()) -> str:
+        """The name or pseudonym of a source."""
+        plain = _JOINT.join(relative_name(each, self.root) for each in (path, *further))
+        plain += f"{_SERIES}{series}" if series else ""
+        if self.key is None:
+            return plain
+        pseudonym = self.key.pseudonym(self.name, "source", plain)
+        self.files[pseudonym] = [relative_name(each, self.root) for each in files or (path, *further)]
+        return pseudonym
+
+    def entry(self, item: Item, patient: str) -> Entry:
+        """A scan under its name or pseudonym."""
+        source = self.of(item.image, series=item.series, files=item.files)
+        plain = source_name(item, self.root)
+        if self.key is None:
+            case, patient = plain_name(item.name or stem(item.image)), plain_name(patient)
+        else:
+            case = self.key.pseudonym(self.name, "case", plain)
+            patient = self.key.pseudonym(self.name, "patient", patient)
+        return Entry(
+            case=case,
+            patient=patient,
+            image=item.image,
+            mask=item.mask,
+            source=source,
+            mask_source=self.of(item.mask, *item.further_masks) if item.mask else "",
+            files=item.files,
+            further_masks=item.further_masks,
+            modality=known_modality(item.modality),
+        )
+
+    def hidden(self, reason: str, path: Path) -> str:
+        """A reason without the name of the file that it is about."""
+        return reason if self.key is None else reason.replace(str(path), self.of(path))
+
+
+def without_names(reason: str, entry: Entry) -> str:
+    """A reason in which pseudonyms stand for the paths of an entry."""
+    paths = [(path, entry.mask_source) for path in entry.mask_files]
+    paths += [(path, entry.source) for path in (*entry.image_files, entry.image)]
+    for path, pseudonym in sorted(paths, key=lambda pair: -len(str(pair[0]))):
+        reason = reason.replace(str(path), pseudonym)
+    return reason
+
+
+def plain_name(text: str) -> str:
+    """`text` as it can stand in a file name and a URL."""
+    return re.sub(r"[^\w.\-]+", "-", text).strip("-.") or "unnamed"
+
+
+def relative_name(path: Path, root: Path) -> str:
+    """Where a file lies below `root`; its whole path if it lies elsewhere."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+def known_modality(text: str) -> Modality | None:
+    """`text` if it is a modality of ours."""
+    known: dict[str, Modality] = {"MR": "MR", "CT": "CT", "XR": "XR", "US": "US", "PT": "PT"}
+    return known.get(text)
+
+
+def source_name(item: Item, root: Path) -> str:
+    """What tells a scan from all others below `root`."""
+    return relative_name(item.image, root) + (f"{_SERIES}{item.series}" if item.series else "")
