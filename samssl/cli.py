@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import importlib.metadata
 import os
 import runpy
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from samssl.config import UserError, describe, flatten, load_config, parse_overrides, read_yaml
+from samssl.examples import example
+from samssl.shipped import DEMO, JOBS_GPU, config_file
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,12 @@ class Stage:
     source: str = ""
     """The field that an argument without `=` stands for."""
 
+
+BEGIN = """to begin:
+  samssl doctor              is this machine ready?
+  samssl demo                everything once, on simulated subjects
+  samssl COMMAND --help      settings of a command, with examples at its end
+"""
 
 STAGES = {
     "simulate": Stage(
@@ -120,14 +129,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="samssl",
         description="Self-supervised pretraining and few-shot fine-tuning of SAM for radiology.",
+        epilog=BEGIN,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"samssl {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, stage in STAGES.items():
         command = commands.add_parser(name, help=stage.help, description=stage.help, add_help=False)
-        command.add_argument("--config", type=Path, help="YAML file with the fields below")
+        command.add_argument("--config", type=config_file, help="YAML file with the fields below")
         command.add_argument("--help", "-h", action="store_true", help="show this page")
         command.add_argument("overrides", nargs="*", metavar="field=value", help="as in optim.lr=3e-4")
-        command.set_defaults(run=_run_stage, stage=stage, parser=command)
+        command.set_defaults(run=_run_stage, stage=stage, parser=command, name=name)
+    _add_demo(commands)
     _add_submit(commands)
     _add_plan(commands)
     _add_strategies(commands)
@@ -144,7 +157,47 @@ def _parser() -> argparse.ArgumentParser:
     )
     lineage.set_defaults(run=_run_lineage)
     _add_promote(commands)
+    _add_doctor(commands)
+    _add_completion(commands, parser)
+    for name, command in commands.choices.items():
+        if name not in STAGES:
+            command.epilog = example(name)
+            command.formatter_class = argparse.RawDescriptionHelpFormatter
     return parser
+
+
+def _add_demo(commands: Any) -> None:
+    text = "the whole study on simulated subjects: ten minutes on two cores, no data needed"
+    demo = commands.add_parser("demo", help=text, description=text)
+    demo.add_argument("overrides", nargs="*", metavar="field=value", help="as for `samssl study`")
+    demo.set_defaults(run=_run_stage, stage=STAGES["study"], config=config_file(str(DEMO)), help=False)
+
+
+def _add_doctor(commands: Any) -> None:
+    text = "whether this machine can run samssl, and what to do where it cannot"
+    doctor = commands.add_parser("doctor", help=text, description=f"{text}; exit code 1 where it cannot")
+    doctor.add_argument("--ray", action="store_true", help="also start Ray or join a cluster, and run a task")
+    doctor.set_defaults(run=_run_doctor)
+
+
+def _run_doctor(parsed: argparse.Namespace) -> None:
+    text, healthy = _load("samssl.cluster.doctor:describe_health")(parsed.ray)
+    print(text)
+    if not healthy:
+        raise SystemExit(1)
+
+
+def _add_completion(commands: Any, parser: argparse.ArgumentParser) -> None:
+    text = "print what lets the Tab key of bash or zsh complete commands, options and fields"
+    completion = commands.add_parser("completion", help=text, description=text)
+    completion.add_argument("shell", choices=("bash", "zsh"))
+    completion.set_defaults(run=_run_completion, parser=parser)
+
+
+def _run_completion(parsed: argparse.Namespace) -> None:
+    stages = {**STAGES, "demo": STAGES["study"], "plan": STAGES["pretrain"]}
+    fields = {name: [entry.name for entry in describe(_load(stage.config))] for name, stage in stages.items()}
+    print(_load("samssl.completion:completion_script")(parsed.parser, parsed.shell, fields))
 
 
 def _add_submit(commands: Any) -> None:
@@ -153,11 +206,11 @@ def _add_submit(commands: Any) -> None:
     stages = submit.add_subparsers(metavar="STAGE", required=True)
     for name, stage in STAGES.items():
         command = stages.add_parser(name, help=stage.help, description=f"{text}: {stage.help}")
-        command.add_argument("--config", type=Path, help=f"YAML file of `samssl {name}`")
+        command.add_argument("--config", type=config_file, help=f"YAML file of `samssl {name}`")
         address = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
         command.add_argument("--address", default=address, help="the cluster's dashboard [%(default)s]")
-        file = Path("ray_configs/jobs/gpu.yaml")
-        command.add_argument("--runtime-env", type=Path, default=file, help="YAML file [%(default)s]")
+        file = config_file(str(JOBS_GPU))
+        command.add_argument("--runtime-env", type=config_file, default=file, help=f"YAML file [{JOBS_GPU}]")
         command.add_argument("--no-wait", action="store_true", help="do not show the job's output")
         command.add_argument("overrides", nargs="*", metavar="field=value", help="as in optim.lr=3e-4")
         command.set_defaults(run=_run_submit, stage=name)
@@ -166,7 +219,7 @@ def _add_submit(commands: Any) -> None:
 def _add_plan(commands: Any) -> None:
     text = "memory and time per step of a pretrain run, before it is started"
     plan = commands.add_parser("plan", help=text, description=text)
-    plan.add_argument("--config", type=Path, help="YAML file of `samssl pretrain`")
+    plan.add_argument("--config", type=config_file, help="YAML file of `samssl pretrain`")
     plan.add_argument("--gib", type=float, help="memory of one GPU; without it, this machine is planned for")
     plan.add_argument("--tflops", type=float, help="peak of one GPU in the run's precision, in 1e12 FLOP/s")
     plan.add_argument("--utilisation", type=float, default=0.35, help="share of that peak that is reached")
@@ -215,10 +268,13 @@ def _run_plan(parsed: argparse.Namespace) -> None:
 def _run_stage(parsed: argparse.Namespace) -> None:
     config_class = _load(parsed.stage.config)
     if parsed.help:
-        print(parsed.parser.format_help() + "\n" + _list_fields(config_class))
+        print("\n".join((parsed.parser.format_help(), _list_fields(config_class), "", example(parsed.name))))
         return
     if parsed.config is None and not parsed.overrides:
-        raise UserError("Give --config FILE, or the fields as name=value; --help lists them.")
+        raise UserError(
+            f"`samssl {parsed.name}` needs its settings: give --config FILE, or fields as name=value. "
+            f"`samssl {parsed.name} --help` lists them and ends with examples."
+        )
     overrides = parse_overrides(_named(parsed.overrides, parsed.stage.source))
     _load(parsed.stage.function)(load_config(config_class, parsed.config, overrides))
 
@@ -265,6 +321,13 @@ def _run_lineage(parsed: argparse.Namespace) -> None:
     print(text)
     if not unbroken:
         raise SystemExit(1)
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("samssl")
+    except importlib.metadata.PackageNotFoundError:
+        return "from a folder, not installed"
 
 
 def _load(name: str) -> Any:

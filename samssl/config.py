@@ -109,7 +109,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text()) or {}
     except FileNotFoundError:
-        raise ConfigError(f"There is no configuration file {path}. Check the path after --config.") from None
+        raise ConfigError(
+            f"There is no configuration file {path}. Check the path after --config: it is relative to this "
+            "folder, or begins with ray_configs/ for one that comes with samssl."
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as a YAML file: {error}.") from None
     except yaml.YAMLError as error:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from pydoc import locate
+from typing import Any
 
 import pytest
 
@@ -62,6 +63,15 @@ def written_files(document: Path) -> dict[str, str]:
     return {found[1]: found.string for found in named if found}
 
 
+WORK: dict[str, tuple[str, Any]] = {
+    "lineage": ("samssl.cluster.lineage.describe_lineage", lambda start: ("", True)),
+    "plan": ("samssl.train.plan.describe_plan", lambda *given: ""),
+    "promote": ("samssl.cluster.promote.promote", lambda *given: ""),
+    "strategies": ("samssl.train.catalogue.describe_strategies", lambda *given: ""),
+    "doctor": ("samssl.cluster.doctor.describe_health", lambda with_ray: ("", True)),
+}
+"""What commands that are no stage do, and what they do here instead."""
+COMMANDS = {*STAGES, *WORK, "bench", "completion", "demo", "submit"}
 ALL_COMMANDS = [(document, arguments) for document in DOCUMENTS for arguments in commands(document)]
 
 
@@ -121,27 +131,21 @@ def test_a_documented_command_is_accepted(
     document: Path, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = arguments[0]
-    assert stage in {*STAGES, "lineage", "plan", "bench", "strategies", "submit", "promote"}
+    assert stage in COMMANDS
     shutil.copytree(ROOT / "ray_configs", tmp_path / "ray_configs")
     for name, content in written_files(document).items():
         (tmp_path / name).write_text(content)
     monkeypatch.chdir(tmp_path)
-    if stage == "lineage":
-        assert len(arguments) == 2
-        return
-    if stage == "plan":
-        monkeypatch.setattr("samssl.train.plan.describe_plan", lambda *given: "")
-    elif stage == "promote":
-        monkeypatch.setattr("samssl.cluster.promote.promote", lambda *given: "")
-    elif stage == "strategies":
-        monkeypatch.setattr("samssl.train.catalogue.describe_strategies", lambda *given: "")
+    if stage in WORK:
+        monkeypatch.setattr(*WORK[stage])
     elif stage == "submit":
         sent = "samssl.cluster.submit.submit"
         monkeypatch.setattr(sent, lambda submission: int("--" not in job_command(submission, "job")))
     elif stage == "bench":
         monkeypatch.setattr("runpy.run_path", lambda path, run_name: Path(path).read_text())
-    else:
-        monkeypatch.setitem(STAGES, stage, replace(STAGES[stage], function="builtins:repr"))
+    elif stage != "completion":
+        name = "study" if stage == "demo" else stage
+        monkeypatch.setitem(STAGES, name, replace(STAGES[name], function="builtins:repr"))
     main(arguments)  # ends the process where a file, a field or a value is not accepted
 
 

@@ -184,6 +184,11 @@ def fit_to(sam: nn.Module, weights: Mapping[str, Tensor], file: Path) -> tuple[d
     return dict(weights), LoadReport(source, kind, loaded=tuple(weights))
 
 
+def checkpoint_folder() -> Path:
+    """Where published weights are looked for by name: what `SAMSSL_CHECKPOINTS` says, or `checkpoints/`."""
+    return Path(os.environ.get(FOLDER_VARIABLE) or "checkpoints").expanduser().absolute()
+
+
 def _published_file(name: str, variant: str) -> Path:
     published = PUBLISHED[name]
     if variant not in published.files:
@@ -191,8 +196,7 @@ def _published_file(name: str, variant: str) -> Path:
             f"`{name}` was published for {', '.join(published.files)}, not for {variant}. "
             "Change model.variant or model.checkpoint."
         )
-    folder = Path(os.environ.get(FOLDER_VARIABLE) or "checkpoints").expanduser().absolute()
-    file = folder / published.files[variant]
+    file = checkpoint_folder() / published.files[variant]
     if not file.is_file():
         raise CheckpointError(
             f"The weights `{name}` of {variant} are not at {file}. Get {file.name} from "
