@@ -144,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_submit(commands)
     _add_plan(commands)
     _add_strategies(commands)
+    _add_datasets(commands)
     bench = commands.add_parser("bench", help="time this program against its baselines", add_help=False)
     bench.add_argument("name", nargs="?", help="a file of benchmarks/, as in pretrain")
     bench.set_defaults(run=_run_bench)
@@ -251,6 +252,26 @@ def _add_strategies(commands: Any) -> None:
     table.add_argument("--all", action="store_true", help="with vit_l, micro, bitfit and norm, beyond the 18")
     table.add_argument("--profile", choices=("fixed", "paper"), default="fixed", help="`strategy.profile`")
     table.set_defaults(run=_run_strategies)
+
+
+def _add_datasets(commands: Any) -> None:
+    text = "the public data sets that `data.recipe` knows"
+    datasets = commands.add_parser("datasets", help=text, description=text)
+    datasets.add_argument("name", nargs="?", help="show all that is known of this one")
+    datasets.set_defaults(run=_run_datasets)
+    text = "get a public data set, where its licence allows it: checked, and unpacked into a folder"
+    download = commands.add_parser("download", help=text, description=text)
+    download.add_argument("name", help="as `samssl datasets` lists it")
+    download.add_argument("folder", type=Path, help="is made where there is none")
+    download.set_defaults(run=_run_download)
+
+
+def _run_datasets(parsed: argparse.Namespace) -> None:
+    print(_load("samssl.data.recipe_tables:describe_recipes")(parsed.name))
+
+
+def _run_download(parsed: argparse.Namespace) -> None:
+    print(f"download: {_load('samssl.data.download:download')(parsed.name, parsed.folder)}")
 
 
 def _run_strategies(parsed: argparse.Namespace) -> None:

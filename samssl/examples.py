@@ -89,6 +89,15 @@ eval "$(samssl completion zsh)"
 samssl plan --config ray_configs/runs/vit_b_pretrain.yaml
 samssl plan --config ray_configs/runs/vit_b_pretrain.yaml --gib 24 --tflops 165
 """,
+    "datasets": """
+samssl datasets
+# one whole: layout, labels, licence, what to cite, how to get it
+samssl datasets acdc
+""",
+    "download": """
+samssl download msd_spleen /data
+samssl prepare data.recipe=msd_spleen data.root=/data/Task09_Spleen name=spleen out=runs/spleen/store
+""",
     "strategies": """
 samssl strategies
 samssl strategies --all --profile paper

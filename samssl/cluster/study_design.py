@@ -337,7 +337,10 @@ def _fill_set(tree: dict[str, Any], name: str, out: Path) -> list[str]:
     derived: dict[str, Any] = {"prepare.name": name, "prepare.out": str(out / "store")}
     if tree.get("simulate") is not None:
         derived |= {"simulate.out": str(out / "cohort"), "prepare.data.root": str(out / "cohort")}
-    return [field_name for field_name, value in derived.items() if derive(tree, field_name, value)]
+    ignored = [field_name for field_name, value in derived.items() if derive(tree, field_name, value)]
+    if isinstance(tree["prepare"], dict):
+        PrepareConfig.fill(tree["prepare"])
+    return ignored
 
 
 def _given(tree: Any, *names: str) -> Any:

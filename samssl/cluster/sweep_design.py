@@ -123,6 +123,8 @@ class SweepConfig:
             derived["pretrain.model"] = model
         for name, value in derived.items():
             derive(tree, name, value)
+        if isinstance(tree.get("prepare"), dict):
+            PrepareConfig.fill(tree["prepare"])
 
 
 def points_of(config: SweepConfig) -> list[Point]:

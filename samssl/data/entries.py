@@ -32,6 +32,10 @@ class Entry:
     """Of a DICOM series."""
     further_masks: tuple[Path, ...] = ()
     """Masks of the same scan besides `mask`."""
+    part_labels: tuple[int, ...] = ()
+    """Of masks that are a file for each label: which one each file shows, wherever it is not 0."""
+    split: str = ""
+    """The split that the data set itself puts the scan into: val or test; empty: any."""
     modality: Modality | None = None
     """Where each file says it; null: that of the data set."""
 
@@ -90,6 +94,8 @@ class Names:
             mask_source=self.of(item.mask, *item.further_masks) if item.mask else "",
             files=item.files,
             further_masks=item.further_masks,
+            part_labels=item.part_labels,
+            split=item.split,
             modality=known_modality(item.modality),
         )
 

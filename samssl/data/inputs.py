@@ -38,6 +38,8 @@ class InputConfig:
     """Radiographs, likewise."""
     us: Rule = "percentiles"
     """Ultrasound, likewise; `full` keeps the greys that the device showed."""
+    pt: Rule = "percentiles"
+    """PET, likewise."""
     zscore_clip: PositiveFloat = 3.0
     """Standard deviations around the mean that `zscore` spreads over [0, 1]; values beyond are clipped."""
 
@@ -62,7 +64,8 @@ def value_ranges(inputs: InputConfig, values: CaseIntensity) -> Float[np.ndarray
         if inputs.channels == "windows":
             return np.array([window_hu(window) for window in inputs.windows])
         return np.array([window_hu(inputs.window) if inputs.window else (values.low, values.high)])
-    rule: Rule = {"MR": inputs.mr, "XR": inputs.xr, "US": inputs.us}[values.modality]  # pyright: ignore[reportAssignmentType]
+    rules: dict[str, Rule] = {"MR": inputs.mr, "XR": inputs.xr, "US": inputs.us, "PT": inputs.pt}
+    rule = rules[values.modality]
     one = range_by_rule(values, rule, inputs.zscore_clip)
     return np.array([one] * (3 if inputs.channels == "windows" else 1))
 

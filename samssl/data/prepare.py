@@ -9,24 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from jaxtyping import Integer
 
 from samssl.config import Count, UserError, config, config_digest
 from samssl.data.cases import CASE_FILE, CaseFacts, Origin, files_of, reusable_case, write_case
 from samssl.data.entries import Entry, without_names
 from samssl.data.index import INDEX_COLUMNS, STATISTICS
+from samssl.data.masks import read_labels
 from samssl.data.parallel import Run, local_map, with_progress
 from samssl.data.pseudonyms import write_listing
-from samssl.data.readers.masks import united
-from samssl.data.scans import Modality, Scan, read_mask, read_scan
+from samssl.data.recipe import fill_from_recipe
+from samssl.data.scans import Modality, read_scan
 from samssl.data.slices import MANIFEST_FILE, REJECTED_FILE, write_index
 from samssl.data.sources import DataSource, Found, find_sources
-from samssl.data.splits import SplitConfig, one_patient_per_image, split_patients
+from samssl.data.splits import SplitConfig, official_splits, one_patient_per_image, split_patients
 from samssl.files import sha256_file, sha256_files, write_bytes
 
-_FURTHER_SETTINGS = ("volume", "mask_threshold", "mask_colours", "resample_masks")
+_FURTHER_SETTINGS = ("volume", "mask_values", "mask_threshold", "mask_colours", "resample_masks")
 
 # Raised when the same source and settings would give other voxels or facts than before.
 _CASE_FORMAT = 2
@@ -47,10 +46,23 @@ class PrepareConfig:
     workers: Count = 0
     """Processes that read and write cases; 0: one for each CPU."""
 
+    @staticmethod
+    def fill(tree: dict[str, Any]) -> None:
+        """Take from the recipe what is not given, and say what that was."""
+        filled = fill_from_recipe(tree)
+        if filled and filled.fields:
+            taken = ", ".join(f"{name}={_brief(value)}" for name, value in filled.fields.items())
+            print(f"prepare: from the recipe {filled.recipe}: {taken}", flush=True)
+
     def __post_init__(self) -> None:
         """The name becomes part of file names."""
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
             raise ValueError("name: use letters, digits, dots, dashes and underscores, as in acdc-2017.")
+
+
+def _brief(value: Any) -> str:
+    """A setting as it stands on one line; of long mappings, how many entries."""
+    return f"{{{len(value)} entries}}" if isinstance(value, dict) and len(value) > 8 else str(value)
 
 
 @dataclass(frozen=True)
@@ -113,7 +125,14 @@ class _CaseTask:
             scan = read_scan(
                 entry.image, modality, self.source.axis, files=entry.files, volume=self.source.volume
             )
-            mask = self._mask(entry, scan)
+            mask = read_labels(
+                entry.mask_files,
+                scan,
+                self.labels,
+                self.source.mask_rules(),
+                values=self.source.mask_values,
+                part_labels=entry.part_labels,
+            )
         except UserError as error:
             reason = str(error) if self.source.public_names else without_names(str(error), entry)
             return CaseResult(entry, None, reason, wrote=False)
@@ -122,13 +141,6 @@ class _CaseTask:
         window_hu = self.source.window_hu
         facts = write_case(self.out, entry.case, scan, mask, origin=origin, window_hu=window_hu)
         return CaseResult(entry, facts, "", wrote=True)
-
-    def _mask(self, entry: Entry, scan: Scan) -> Integer[np.ndarray, "Z H W"] | None:
-        rules = self.source.mask_rules()
-        masks = [read_mask(path, scan, self.labels, rules) for path in entry.mask_files]
-        if len(masks) < 2:
-            return masks[0] if masks else None
-        return united(masks, list(entry.mask_files))
 
     def _origin(self, entry: Entry, modality: Modality) -> Origin:
         try:
@@ -152,7 +164,8 @@ def prepare(settings: PrepareConfig, run: Run | None = None) -> PrepareSummary:
     found = find_sources(settings.data, settings.name)
     private_list = _tell(found, settings.name)
     # Splits that cannot be filled even if every scan is usable are refused before hours of reading.
-    split_patients((entry.patient for entry in found.entries if entry.mask), settings.split)
+    official = official_splits((entry.patient, entry.split) for entry in found.entries)
+    split_patients((entry.patient for entry in found.entries if entry.mask), settings.split, official)
     task = _CaseTask(out, settings.data, found.labels, found.modality)
     results = _in_order_of_cases(run or local_map(settings.workers), task, found.entries)
     prepared = [(result.entry, result.facts) for result in results if result.facts]
@@ -205,7 +218,10 @@ def _split_cases(
     """
     images = {facts.case: facts.image_sha256 for _, facts in prepared}
     patients = one_patient_per_image({entry.case: entry.patient for entry, _ in prepared}, images)
-    by_patient = split_patients((patients[entry.case] for entry, _ in prepared if entry.mask), settings)
+    official = official_splits((patients[entry.case], entry.split) for entry, _ in prepared)
+    by_patient = split_patients(
+        (patients[entry.case] for entry, _ in prepared if entry.mask), settings, official
+    )
     splits, left_out = {}, []
     for entry, _ in prepared:
         patient = patients[entry.case]

@@ -17,6 +17,7 @@ from samssl.data.entries import Entry, Names, known_modality, relative_name, sou
 from samssl.data.layouts.acdc import find_acdc, is_acdc
 from samssl.data.layouts.bids import find_bids
 from samssl.data.layouts.busi import find_busi, is_busi
+from samssl.data.layouts.by_recipe import find_by_recipe
 from samssl.data.layouts.dicom_tree import find_dicom, has_dicom, series_files
 from samssl.data.layouts.folders import find_folders
 from samssl.data.layouts.listing import Item, Listing, Tree, stem
@@ -26,9 +27,10 @@ from samssl.data.layouts.tables import TABLE_SUFFIXES, find_in_table
 from samssl.data.pseudonyms import Key, open_key
 from samssl.data.readers.files import IMAGE_SUFFIXES, VOLUME_SUFFIXES
 from samssl.data.readers.masks import MaskRules
+from samssl.data.recipe import read_recipe
 from samssl.data.scans import Axis, Modality
 
-Layout = Literal["auto", "csv", "msd", "nnunet", "bids", "acdc", "busi", "dicom", "folders"]
+Layout = Literal["auto", "csv", "msd", "nnunet", "bids", "acdc", "busi", "dicom", "folders", "recipe"]
 _MR_WORDS = ("MR", "T1", "T2", "FLAIR", "ADC", "DWI", "PD")
 
 
@@ -38,8 +40,13 @@ class DataSource:
 
     root: Path
     """Folder of the data set; for the csv layout, the CSV or Parquet file itself or its folder."""
+    recipe: str = ""
+    """Name of a public data set, as `samssl datasets` lists them: gives whatever is not set here."""
+    variant: str = ""
+    """Which kind of image, where the recipe knows several, as flair; empty: its first."""
     layout: Layout = "auto"
-    """`auto`: csv if one is named, else what the folder looks like; it is printed."""
+    """`auto`: csv if one is named, that of the recipe if one is, else what the folder looks like; it is
+    printed."""
     csv: str = ""
     """Name of the CSV or Parquet file below `root`, with columns image and, if you like, mask and patient."""
     images: str = ""
@@ -49,6 +56,8 @@ class DataSource:
     labels: dict[int, str] | None = None
     """Names of the mask values, as {1: liver, 2: tumour}; null: as the data set says. Structures of DICOM
     SEG and RTSTRUCT are found by these names, and others are left out."""
+    mask_values: dict[int, int] | None = None
+    """Values in the mask files to ids in `labels`, as {500: 1, 600: 2}; null: they are the ids."""
     patient_pattern: str = ""
     """Regular expression searched in each image's file name; its first group is the patient."""
     cases_per_patient: PositiveInt = 1
@@ -78,6 +87,8 @@ class DataSource:
             raise ValueError("labels: mask values must lie between 0 and 65535.")
         if self.window_hu[0] >= self.window_hu[1]:
             raise ValueError("window_hu: the lower end must lie below the upper end.")
+        if self.mask_values and self.labels and not set(self.mask_values.values()) <= {0, *self.labels}:
+            raise ValueError("mask_values: values may only become ids that are in labels.")
         if self.patient_pattern and self.cases_per_patient > 1:
             raise ValueError("set patient_pattern or cases_per_patient, not both.")
         if self.patient_pattern and _num_groups(self.patient_pattern) < 1:
@@ -162,6 +173,8 @@ def _listing(source: DataSource, root: Path, tree: Tree) -> Listing:
     layout = _layout(source, root)
     if layout == "csv":
         return find_in_table(root if root.is_file() else root / source.csv, tree)
+    if layout == "recipe":
+        return find_by_recipe(tree, source.recipe, source.variant)
     if layout == "nnunet":
         return find_nnunet(tree, source.volume)
     if layout == "dicom":
@@ -177,6 +190,8 @@ def _layout(source: DataSource, root: Path) -> str:
         return source.layout
     if source.csv or root.suffix.lower() in TABLE_SUFFIXES:
         return "csv"
+    if source.recipe:
+        return "msd" if read_recipe(source.recipe).layout == "msd" else "recipe"
     if (root / "dataset.json").is_file():
         return "nnunet" if is_nnunet(root) else "msd"
     if (root / "dataset_description.json").is_file():

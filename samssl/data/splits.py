@@ -7,6 +7,7 @@ version of every library, and a patient more or less moves few others.
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from math import floor
 from typing import Literal
 
@@ -36,23 +37,56 @@ class SplitConfig:
     """Other test patients for the same seed: folds 0, 1, 2, ... test on different people, as far as there
     are enough of them."""
 
+    official: bool = False
+    """True: whom the data set itself puts into test or val is there and nobody else is; `test` (and `val`,
+    where it has one) is not read then, and the other sizes count among the remaining patients."""
+
     def __post_init__(self) -> None:
         """Check what involves several fields."""
         sizes = {name: getattr(self, name) for name in SPLITS}
         broken = [name for name, size in sizes.items() if size >= 1 and size != int(size)]
         if broken:
             raise ValueError(f"{broken[0]}: from 1 on it is a number of patients, so it must be whole.")
-        if sum(size for size in sizes.values() if size < 1) > 1 + 1e-9:
+        counted = [size for name, size in sizes.items() if not (self.official and name == "test")]
+        if sum(size for size in counted if size < 1) > 1 + 1e-9:
             raise ValueError("the shares of pool, train, val and test add up to more than 1.")
 
 
-def split_patients(labelled: Iterable[str], settings: SplitConfig) -> dict[str, str]:
-    """The split of each patient who has labelled scans.
+def official_splits(entries: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The split that the data set itself gives each patient it gives one; `entries` are (patient, split).
+
+    A patient with scans in several is in test, before val.
+    """
+    found: dict[str, str] = {}
+    for patient, split in entries:
+        if split and found.get(patient) != "test":
+            found[patient] = split
+    return found
+
+
+def split_patients(
+    labelled: Iterable[str], settings: SplitConfig, official: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """The split of each patient who has labelled scans; `official` is what the data set itself says.
 
     Raises:
         UserError: there are too few patients for what is asked.
     """
-    patients = _shuffled(set(labelled), f"split/{settings.seed}")
+    labelled = set(labelled)
+    given = {patient: split for patient, split in (official or {}).items() if patient in labelled}
+    if not settings.official:
+        return _draw_splits(labelled, settings)
+    if "test" not in given.values():
+        raise UserError(
+            "split.official=true, but none of the patients with masks is in a test split of the data set "
+            "itself. Set it to false, or check that data.root holds the official test images with masks."
+        )
+    without = dict.fromkeys(set(given.values()), 0.0)
+    return given | _draw_splits(labelled - set(given), replace(settings, official=False, **without))
+
+
+def _draw_splits(labelled: set[str], settings: SplitConfig) -> dict[str, str]:
+    patients = _shuffled(labelled, f"split/{settings.seed}")
     if not patients:
         return {}
     # Test comes first, so that it stays the same people when the others are resized.

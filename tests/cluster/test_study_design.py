@@ -132,3 +132,8 @@ def test_a_design_that_cannot_be_run_is_refused_before_it_starts(
 ) -> None:
     with pytest.raises((ConfigError, UserError), match=message):
         make(**changes)
+
+
+def test_sets_of_a_recipe_are_filled_in(make: Make) -> None:
+    config = make(datasets={"lung": {"prepare": {"data": {"root": "/scans", "recipe": "msd_lung"}}}})
+    assert config.datasets["lung"].prepare.data.window_hu == (-1350, 150)

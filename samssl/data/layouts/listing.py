@@ -33,6 +33,10 @@ class Item:
     """UID of a DICOM series."""
     further_masks: tuple[Path, ...] = ()
     """Masks of the same scan besides `mask`, as where each lesion has its own."""
+    part_labels: tuple[int, ...] = ()
+    """Of masks that are a file for each label: which one each file shows, wherever it is not 0."""
+    split: str = ""
+    """The split that the data set itself puts the scan into: val or test; empty: any."""
     modality: str = ""
     """Where each file says it."""
 
