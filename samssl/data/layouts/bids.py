@@ -38,11 +38,7 @@ def find_bids(tree: Tree) -> Listing:
             of_scan.setdefault(paths[0], []).append(mask)
     items = [_item(path, name, of_scan.get(path, [])) for path, name in scans]
     rejected = [
-        (
-            mask,
-            f"Fits {len(paths)} scans by its name, and {len(of_scan.get(paths[0], [])) if paths else 0} "
-            "masks fit the scan. Choose scans with data.images, or list pairs in a CSV.",
-        )
+        (mask, f"Fits {len(paths)} scans by its name. Choose scans with data.images, or list pairs in a CSV.")
         for mask, paths in fitting.items()
         if len(paths) > 1
     ]

@@ -73,8 +73,10 @@ def find_dicom(tree: Tree, modality: str = "") -> Listing:
 
 def series_files(folder: Path) -> dict[str, tuple[Path, ...]]:
     """The files of each series below a folder, by UID; files of frames and projections by their own path."""
-    listing = find_dicom(Tree(folder, outside=True), modality="MR")
-    return {item.series or str(item.image): item.files or (item.image,) for item in listing.items}
+    headers, _ = _headers(Tree(folder, outside=True))
+    groups = _groups(header for header in headers if header.get("Rows") and not _is_mask(header))
+    items = [_item(group, [], "") for group in groups]
+    return {item.series or str(item.image): item.files or (item.image,) for item in items}
 
 
 def _headers(tree: Tree) -> tuple[list[Dataset], Rejected]:

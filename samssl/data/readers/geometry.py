@@ -167,5 +167,11 @@ def _nearest(mask: Grid, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarr
     """Nearest values of the mask at the scan's voxels; 0 outside of the mask."""
     step = np.linalg.inv(mask.affine) @ affine
     return ndimage.affine_transform(
-        mask.array, step[:3, :3], step[:3, 3].tolist(), output_shape=shape, order=0, mode="grid-constant", cval=0
+        mask.array,
+        step[:3, :3],
+        step[:3, 3].tolist(),
+        output_shape=shape,
+        order=0,
+        mode="grid-constant",
+        cval=0,
     )
