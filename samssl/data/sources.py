@@ -181,7 +181,9 @@ def _listing(source: DataSource, root: Path, tree: Tree) -> Listing:
         return find_dicom(tree, source.modality or "")
     if not root.is_dir():
         raise UserError(f"data.root: {root} is not a folder.")
-    find = {"msd": find_msd, "bids": find_bids, "acdc": find_acdc, "busi": find_busi, "folders": find_folders}
+    if layout == "bids":
+        return find_bids(tree, source.images)
+    find = {"msd": find_msd, "acdc": find_acdc, "busi": find_busi, "folders": find_folders}
     return find[layout](tree)
 
 

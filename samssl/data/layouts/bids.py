@@ -5,6 +5,7 @@ to the scan of its subject and session with whose entities its own agree.
 """
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from samssl.data.layouts.listing import Item, Listing, Tree, orphans, stem
@@ -23,14 +24,19 @@ class _Name:
         return {key: value for key, value in self.entities.items() if key not in _OF_MASKS}
 
 
-def find_bids(tree: Tree) -> Listing:
-    """Anatomical scans, each a case of its subject, with the mask that fits it alone."""
+def find_bids(tree: Tree, images: str = "") -> Listing:
+    """Anatomical scans, each a case of its subject, with the mask that fits it alone.
+
+    With `images` only scans whose path fits that pattern are there to be fitted.
+    """
     scans, masks = [], []
     for path in tree.scans():
         name = _name(path)
         if "sub" in name.entities and "anat" in path.relative_to(tree.root).parts:
             (masks if name.suffix in _MASKS else scans).append((path, name))
     scans = [scan for scan in scans if "derivatives" not in scan[0].relative_to(tree.root).parts]
+    if images:
+        scans = [scan for scan in scans if fnmatchcase(scan[0].relative_to(tree.root).as_posix(), images)]
     fitting = {mask: [path for path, scan in scans if _fits(name, scan)] for mask, name in masks}
     of_scan: dict[Path, list[Path]] = {}
     for mask, paths in fitting.items():

@@ -90,6 +90,10 @@ def _headers(tree: Tree) -> tuple[list[Dataset], Rejected]:
                 if header.get("SOPClassUID") == _DIRECTORY_CLASS or path.name.upper() == "DICOMDIR":
                     rejected += _missing(path, tree)
                 else:
+                    for (
+                        name
+                    ) in _TAGS:  # pydicom decodes values when they are asked for: here, where it may fail
+                        header.get(name)
                     headers.append(header)
         except UserError as error:
             rejected.append((path, str(error)))
@@ -199,8 +203,12 @@ def _matched(masks: list[Dataset], groups: list[list[Dataset]]) -> tuple[list[li
     of_group: list[list[Path]] = [[] for _ in groups]
     unmatched: Rejected = []
     for mask in masks:
-        with naming(_path(mask)):
-            referred = set(_referred(mask))
+        try:
+            with naming(_path(mask)):
+                referred = set(_referred(mask))
+        except UserError as error:
+            unmatched.append((_path(mask), str(error)))
+            continue
         fitting = [
             number
             for number, group in enumerate(groups)

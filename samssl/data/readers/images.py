@@ -1,5 +1,6 @@
 """2D images: PNG, JPEG, TIFF and BMP, through Pillow."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from PIL import Image, ImageOps
 from samssl.config import UserError
 from samssl.data.readers.files import naming
 from samssl.data.readers.geometry import IMAGE_AFFINE, Grid
+
+# What Pillow logs for those who mend it quotes a file's tags.
+logging.getLogger("PIL").setLevel(logging.WARNING)
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 MAX_PIXELS = 1 << 27
