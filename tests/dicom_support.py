@@ -8,6 +8,7 @@ import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     EnhancedMRImageStorage,
     ExplicitVRLittleEndian,
@@ -18,7 +19,7 @@ from pydicom.uid import (
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
-def image(pixels: np.ndarray, kind: str = CTImageStorage, **elements: Any) -> Dataset:
+def image(pixels: np.ndarray, kind: UID = CTImageStorage, **elements: Any) -> Dataset:
     """One image without a place; `elements` are set last."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from dicom_support import enhanced, image, save, series
 from pydicom.encaps import encapsulate
-from pydicom.pixels import compress
+from pydicom.pixels.utils import compress
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -15,12 +15,12 @@ from pydicom.uid import (
 
 from samssl.config import UserError
 from samssl.data.readers.codestream import codestream_size
-from samssl.data.scans import read_scan
+from samssl.data.scans import Modality, read_scan
 
 VOXELS = np.random.default_rng(0).integers(0, 2000, (4, 5, 6), dtype=np.int16)
 
 
-def read(datasets, folder, modality="CT", **options):
+def read(datasets, folder, modality: Modality = "CT", **options):
     return read_scan(folder, modality, "axial", files=save(datasets, folder), **options)
 
 

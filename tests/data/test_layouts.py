@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from dicom_support import image, save, series, structures
 from pydicom.fileset import FileSet
+from pydicom.uid import BasicTextSRStorage
 
 from samssl.config import UserError
 from samssl.data.sources import DataSource, Found, find_sources
@@ -190,7 +191,7 @@ def tree(tmp_path):
     save(
         [structures(image(VOXELS[0].view(np.uint16)), {"liver": [outline]})], tmp_path / "masks", ["of_none"]
     )
-    report = image(VOXELS[0].view(np.uint16), "1.2.840.10008.5.1.4.1.1.88.11", Modality="SR")
+    report = image(VOXELS[0].view(np.uint16), BasicTextSRStorage, Modality="SR")
     for name in ("Rows", "PixelData"):
         delattr(report, name)
     save([report], tmp_path, ["report"])

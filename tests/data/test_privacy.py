@@ -121,6 +121,7 @@ def test_no_identifier_reaches_the_store_its_reasons_or_the_output(tmp_path, pla
 
 def test_the_private_list_tells_the_user_which_file_a_reason_is_about(tmp_path, planted):
     summary = prepare(config(tmp_path, planted))
+    assert summary.private_list is not None
     reasons = (tmp_path / "store" / "rejected.csv").read_text().splitlines()[1:]
     pseudonyms = [line.partition(",")[0] for line in reasons]
     listed = read_listing(summary.private_list)
