@@ -8,7 +8,10 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _BLOCK_BYTES = 1 << 20
 
@@ -53,6 +56,16 @@ def write_text(path: Path, content: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, whole or not at all."""
     write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def write_table(stem: Path, table: "pd.DataFrame", shown: "pd.DataFrame | None" = None) -> None:
+    """Write a table as `<stem>.csv`, `.md` and `.tex` (booktabs); `shown` is how the last two say it."""
+    read = table if shown is None else shown
+    write_text(stem.with_name(f"{stem.name}.csv"), table.to_csv(index=False))
+    write_text(stem.with_name(f"{stem.name}.md"), read.to_markdown(index=False, floatfmt=".4g") + "\n")
+    write_text(
+        stem.with_name(f"{stem.name}.tex"), read.to_latex(index=False, escape=True, float_format="%.4g")
+    )
 
 
 def read_json(path: Path) -> Any:

@@ -14,10 +14,11 @@ from typing import Literal
 
 from samssl.cluster.stage import Place, stage
 from samssl.cluster.stages import manifest_of, record_scores
-from samssl.config import Count, UserError, config
+from samssl.config import Count, PositiveFloat, UserError, config
 from samssl.data.nnunet import DATASET, SPLITS_FILE, export_nnunet, read_nnunet_prediction
 from samssl.data.slices import SliceStore
 from samssl.evaluate import Evaluation, class_scores, labelled_cases, write_scores
+from samssl.shapes import SURFACE_TOLERANCE_MM
 from samssl.train.finetune import FinetuneDataConfig, training_rows
 
 
@@ -39,6 +40,8 @@ class NnunetConfig:
     """nnU-Net's trainer; `nnUNetTrainer_100epochs` takes a tenth of the epochs."""
     device: Literal["cuda", "cpu", "mps"] = "cuda"
     """Where it trains and predicts."""
+    surface_tolerance_mm: PositiveFloat = SURFACE_TOLERANCE_MM
+    """As in evaluate."""
 
 
 def run_nnunet(config: NnunetConfig, place: Place = Place()) -> None:
@@ -68,7 +71,7 @@ def train_and_score(config: NnunetConfig) -> Evaluation:
     predicted = (
         (case, read_nnunet_prediction(store, root / "predictions" / f"{case}.nii.gz")) for case in test
     )
-    return write_scores(config.out, class_scores(store, predicted), len(test))
+    return write_scores(config.out, class_scores(store, predicted, config.surface_tolerance_mm), len(test))
 
 
 def shot_cases(store: SliceStore, config: NnunetConfig) -> list[str]:

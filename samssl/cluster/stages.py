@@ -15,7 +15,7 @@ from samssl.cluster.tracking import find_runs
 from samssl.data.prepare import PrepareConfig, prepare
 from samssl.data.recipes.simulated import SimulateConfig, simulate
 from samssl.data.slices import REJECTED_FILE, SliceStore
-from samssl.evaluate import CURVE_FILE, EvaluateConfig, Evaluation, evaluate
+from samssl.evaluate import CURVE_FILE, SCORES_FILE, EvaluateConfig, Evaluation, evaluate
 from samssl.files import sha256_file, sha256_tree, write_text
 from samssl.models.checkpoints import save_state, save_tensors, save_weights
 from samssl.models.initial import RUN_FILE, LoadReport
@@ -115,12 +115,12 @@ def run_evaluate(config: EvaluateConfig, place: Place = Place(), executor: Execu
 
 
 def record_scores(work: StageRun, evaluation: Evaluation, split: str) -> None:
-    """Log the scores of a split, and the table and the picture that evaluation left in the stage's folder."""
+    """Log the scores of a split, and the tables and the picture that evaluation left behind."""
     work.metrics = evaluation.metrics(split)
     table = work.out / "cases.parquet"
-    work.run.log_file(table)
-    if (work.out / CURVE_FILE).is_file():
-        work.run.log_file(work.out / CURVE_FILE)
+    for path in (table, *sorted(work.out.glob(f"{SCORES_FILE}.*")), work.out / CURVE_FILE):
+        if path.is_file():
+            work.run.log_file(path)
     work.wrote("cases", sha256_file(table), table)
 
 

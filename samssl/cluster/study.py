@@ -137,13 +137,19 @@ def _arm_job(config: StudyConfig, run: Run, place: Place) -> Job:
         work: Callable[[Executor], Any] = partial(_run_nnunet, nnunet, place)
         return Job(_name(config, folder), work, folder, config.finetune.resources, [nnunet.out])
     finetune = finetune_of(config, setting, name, seed)
-    work = partial(_finetune_and_evaluate, finetune, folder / "evaluate", place)
+    scored = (folder / "evaluate", config.surface_tolerance_mm)
+    work = partial(_finetune_and_evaluate, finetune, *scored, place)
     return Job(_name(config, folder), work, folder, finetune.resources, [finetune.out, folder / "evaluate"])
 
 
 def _nnunet_of(config: StudyConfig, setting: Setting, out: Path, seed: int) -> NnunetConfig:
     return NnunetConfig(
-        out=out, store=setting.store, shots=setting.shots, shot_seed=seed, device=config.nnunet_device
+        out=out,
+        store=setting.store,
+        shots=setting.shots,
+        shot_seed=seed,
+        device=config.nnunet_device,
+        surface_tolerance_mm=config.surface_tolerance_mm,
     )
 
 
@@ -152,9 +158,12 @@ def _run_nnunet(config: NnunetConfig, place: Place, executor: Executor) -> None:
     run_nnunet(config, place)
 
 
-def _finetune_and_evaluate(config: FinetuneConfig, out: Path, place: Place, executor: Executor) -> None:
-    bundle = run_finetune(config, place, executor)
-    run_evaluate(EvaluateConfig(out=out, bundle=bundle, store=config.data.store), place, executor)
+def _finetune_and_evaluate(
+    config: FinetuneConfig, out: Path, tolerance_mm: float, place: Place, executor: Executor
+) -> None:
+    bundle, store = run_finetune(config, place, executor), config.data.store
+    scored = EvaluateConfig(out=out, bundle=bundle, store=store, surface_tolerance_mm=tolerance_mm)
+    run_evaluate(scored, place, executor)
 
 
 def _report(config: StudyConfig, setting: Setting) -> Path | None:

@@ -28,6 +28,7 @@ from samssl.data.prepare import PrepareConfig
 from samssl.data.recipes.simulated import SimulateConfig
 from samssl.models.sam import ModelConfig
 from samssl.models.strategies import follow_name, named_fields
+from samssl.shapes import SURFACE_TOLERANCE_MM
 from samssl.train.finetune import FinetuneConfig
 from samssl.train.pretrain import PretrainConfig
 
@@ -108,6 +109,8 @@ class StudyConfig:
     """Each seed draws its own base weights (where no checkpoint is given), shots, batches and new layers."""
     nnunet_device: Literal["cuda", "cpu", "mps"] = "cuda"
     """Where arms with the trainer nnunet train."""
+    surface_tolerance_mm: PositiveFloat = SURFACE_TOLERANCE_MM
+    """As in evaluate, for every arm."""
     trials_at_once: Count = 0
     """Runs at one time; 0: as many as the cluster holds."""
     published: Path | None = None

@@ -208,7 +208,9 @@ def test_a_promptable_model_learns_and_its_bundle_answers_alike(root: Path, tmp_
     recorded = {name: value for _, name, value in state["progress"]["history"]}
     for name in ("dice", "dice_box", "dice_clicks_1", "dice_clicks_2", "dice_core"):
         assert result.metrics("val")[f"val/{name}"] == pytest.approx(recorded[f"val/{name}"], abs=1e-6)
-    assert len(pd.read_parquet(tmp_path / "val" / "cases.parquet")) == 1 * 2 * 3
+    rows = pd.read_parquet(tmp_path / "val" / "cases.parquet")
+    assert len(rows) == 1 * 2 * 3
+    assert (rows["hd95_mm"].notna() == (rows["clicks"] == 2)).all()  # shapes: after the last click
     assert (tmp_path / "val" / "clicks.png").stat().st_size > 1000
 
     other = evaluate(
