@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(VENV)/bin/samssl study --config ray_configs/studies/demo.yaml
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)
 	$(VENV)/bin/ruff format --check .

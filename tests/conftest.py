@@ -20,6 +20,11 @@ from samssl.models.sam import build_micro
 from samssl.models.tinyvit import TinyViT
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of Ray first: they wait more than they compute, so that the quick ones fill the rest."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def key_of_pseudonyms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A key of this session's own: tests neither use nor make that of whoever runs them."""

@@ -174,7 +174,11 @@ def _job(config: SweepConfig, place: Place, point: Point, seeds: Sequence[int]) 
 def _run_point(
     config: SweepConfig, place: Place, point: Point, seeds: Sequence[int], executor: Executor
 ) -> None:
-    """In the trial: fine-tune with each seed, on a pretraining of its own where the search asks for it."""
+    """In the trial: fine-tune with each seed, on a pretraining of its own where the search asks for it.
+
+    The last report tells the mean over seeds. In a population it also tells the trial's own settings: one
+    that took over a finished state validates nothing more, and Tune would show its donor's.
+    """
     for seed in seeds:
         named = replace(place, seed=seed, name=f"{in_words(point)} seed{seed}")
         if (
@@ -183,7 +187,7 @@ def _run_point(
         ):
             run_pretrain(pretrain, named, quietly(executor))
         run_finetune(finetune_of(config, point, seed), named, executor)
-    if len(seeds) > 1:
+    if len(seeds) > 1 or config.search.scheduler == "pbt":
         scores = [
             stage_record(point_folder(config, point) / f"seed{seed}")["metrics"]["best/val_dice"]
             for seed in seeds
