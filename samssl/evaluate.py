@@ -19,7 +19,7 @@ from samssl.files import write_table, written_aside
 from samssl.interactive import Asking, click_rows, prompt_dice, prompted_cases
 from samssl.metrics import case_dice, label_dice
 from samssl.predict import Predictor, score_case
-from samssl.scores import score_metrics, score_sheet, summarize_scores, with_volumes
+from samssl.scores import score_metrics, score_sheet, subgroup_columns, summarize_scores, with_volumes
 from samssl.shapes import SURFACE_TOLERANCE_MM, compare_shapes
 from samssl.statistics import Interval, patient_interval
 from samssl.train.prompt_pictures import click_curve
@@ -162,8 +162,13 @@ def with_shapes(
     return (
         with_volumes(table, spacing_mm)
         .join(pd.DataFrame(shapes, index=table.index))
-        .assign(surface_tolerance_mm=tolerance_mm)
+        .assign(surface_tolerance_mm=tolerance_mm, **_subgroups(store, case))
     )
+
+
+def _subgroups(store: SliceStore, case: str) -> dict[str, str]:
+    info = store.info(case)
+    return {name: str(info[name]) for name in subgroup_columns(store.index)}
 
 
 def _inside(mask: ClassMap, class_id: int, classes: Classes) -> Bool[np.ndarray, "Z H W"]:

@@ -8,7 +8,10 @@ import pandas as pd
 import pytest
 
 from samssl.data.classes import Classes, run_classes
-from samssl.data.slices import SliceStore
+from samssl.data.prepare import PrepareConfig, prepare
+from samssl.data.slices import SliceStore, verify_store
+from samssl.data.sources import DataSource
+from samssl.data.splits import SplitConfig
 from samssl.evaluate import class_scores, write_scores
 from samssl.metrics import case_dice, dice_per_label
 from samssl.scores import ALL_CLASSES
@@ -62,6 +65,33 @@ def test_regions_are_scored_by_their_own_masks(store: SliceStore) -> None:
     assert rows["nsd"].to_dict() == rows["dice"].to_dict() == {"core": 0.0, "box": 1.0}
     assert rows["missed"].to_dict() == {"core": True, "box": False}
     assert rows["hd95_mm"]["core"] == pytest.approx(np.hypot(np.hypot(6 * 2, 24), 20))
+
+
+def test_subgroups_of_the_store_become_those_of_the_scores(
+    tmp_path: Path, make_scans: Callable[..., Path]
+) -> None:
+    scans = make_scans(tmp_path / "scans", cases=6)
+    lines = [
+        f"imagesTr/scan_{n:03}.nii.gz,labelsTr/scan_{n:03}.nii.gz,{'A' if n % 2 else 'B'}" for n in range(6)
+    ]
+    (scans / "pairs.csv").write_text("\n".join(["image,mask,site", *lines]))
+    labels, split = {1: "shell", 2: "core"}, SplitConfig(train=1, val=1, test=4)
+    stores = {}
+    for subgroups in ((), ("site",)):
+        source = DataSource(
+            root=scans / "pairs.csv", modality="MR", labels=labels, subgroups=subgroups, public_names=True
+        )
+        out = tmp_path / f"store{len(subgroups)}"
+        prepare(PrepareConfig(name="sites", out=out, data=source, split=split, workers=1))
+        stores[subgroups] = SliceStore(out)
+    plain, told_apart = stores.values()
+    assert plain.digest != told_apart.digest
+    assert verify_store(told_apart.root) == []
+    cases = told_apart.cases("test")
+    table = scored(told_apart, ((case, moved(told_apart, case)) for case in cases))
+    sites = table.groupby("case")["subgroup_site"].first().to_dict()
+    assert sites == {case: "A" if int(case[-1]) % 2 else "B" for case in cases}
+    assert "subgroup_site" not in scored(plain, [(cases[0], moved(plain, cases[0]))])
 
 
 def test_results_are_written_and_become_metrics(store: SliceStore, tmp_path: Path) -> None:

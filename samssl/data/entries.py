@@ -1,7 +1,8 @@
 """The scans of a data set as they are prepared, and what stands for their files and patients."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from samssl.data.layouts.dicom_tree import series_files
@@ -38,6 +39,8 @@ class Entry:
     """The split that the data set itself puts the scan into: val or test; empty: any."""
     modality: Modality | None = None
     """Where each file says it; null: that of the data set."""
+    subgroups: Mapping[str, str] = field(default_factory=dict)
+    """Kind of subgroup, as site, to the one that the scan belongs to; never who it is."""
 
     @property
     def image_files(self) -> tuple[Path, ...]:
@@ -97,6 +100,7 @@ class Names:
             part_labels=item.part_labels,
             split=item.split,
             modality=known_modality(item.modality),
+            subgroups=item.subgroups,
         )
 
     def hidden(self, reason: str, path: Path) -> str:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Int
 
 from samssl.data.intensity import CaseIntensity
+from samssl.scores import SUBGROUP, subgroup_columns
 
 _OF_FORMAT_1 = (
     *("case", "patient", "split", "modality", "z", "num_slices", "height", "width"),
@@ -27,6 +28,7 @@ _OF_FORMAT_1 = (
 )
 STATISTICS = ("intensity_mean", "intensity_std", "intensity_min", "intensity_max")
 """Mean and standard deviation above the background, lowest and highest value; not in format 1."""
+# Beside them there are columns that begin with `SUBGROUP`, where `data.subgroups` asked for some.
 INDEX_COLUMNS = (*_OF_FORMAT_1, *STATISTICS)
 
 _TEXT = (
@@ -48,9 +50,9 @@ class SliceIndex:
             ValueError: it is no such file.
         """
         self._parquet = parquet
-        self.names = tuple(
-            name for name in INDEX_COLUMNS if name in pq.read_schema(pa.BufferReader(parquet)).names
-        )
+        held = pq.read_schema(pa.BufferReader(parquet)).names
+        subgroups = [name for name in held if name.startswith(SUBGROUP)]
+        self.names = (*(name for name in INDEX_COLUMNS if name in held), *subgroups)
         if missing := set(_OF_FORMAT_1) - set(self.names):
             raise ValueError(f"the index has no column {', '.join(sorted(missing))}")
         changes = np.diff(_codes(self._read(["case"]), "case"), prepend=-1) != 0
@@ -165,6 +167,7 @@ def store_digest(name: str, labels: Mapping[int, str], index: pd.DataFrame) -> s
     """SHA-256 of what a store holds, the same on any machine and in any folder."""
     digest = hashlib.sha256(json.dumps([name, sorted(labels.items())]).encode())
     columns = [column for column in INDEX_COLUMNS if column in index and column not in _NOT_IN_DIGEST]
+    columns += subgroup_columns(index)
     for row in index.sort_values(by=["case", "z"])[columns].itertuples(index=False):
         digest.update(json.dumps([_canonical(value) for value in row]).encode())
     return digest.hexdigest()

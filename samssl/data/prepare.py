@@ -24,6 +24,7 @@ from samssl.data.slices import MANIFEST_FILE, REJECTED_FILE, write_index
 from samssl.data.sources import DataSource, Found, find_sources
 from samssl.data.splits import SplitConfig, official_splits, one_patient_per_image, split_patients
 from samssl.files import sha256_file, sha256_files, write_bytes
+from samssl.scores import SUBGROUP
 
 _FURTHER_SETTINGS = ("volume", "mask_values", "mask_threshold", "mask_colours", "resample_masks")
 
@@ -235,7 +236,8 @@ def _split_cases(
 
 def _index(prepared: _Prepared, splits: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
     rows = [row for entry, facts in prepared if facts.case in splits for row in _rows(entry, facts, splits)]
-    index = pd.DataFrame(rows, columns=list(INDEX_COLUMNS))
+    subgroups = [name for name in rows[0] if name.startswith(SUBGROUP)]
+    index = pd.DataFrame(rows, columns=[*INDEX_COLUMNS, *subgroups])
     return index.astype({"foreground_fraction": float}).sort_values(by=["case", "z"], ignore_index=True)
 
 
@@ -256,6 +258,7 @@ def _rows(entry: Entry, facts: CaseFacts, splits: Mapping[str, tuple[str, str]])
         "mask_source_sha256": facts.mask_source_sha256,
         "image_sha256": facts.image_sha256,
         "mask_sha256": facts.mask_sha256,
+        **{f"{SUBGROUP}{name}": value for name, value in entry.subgroups.items()},
     }
     of_slices = zip(facts.content_fraction, facts.foreground_fraction, facts.labels, strict=True)
     for z, (content, foreground, labels) in enumerate(of_slices):

@@ -51,6 +51,8 @@ class DataSource:
     """Name of the CSV or Parquet file below `root`, with columns image and, if you like, mask and patient."""
     images: str = ""
     """Only scans whose path below `root` fits this pattern, as in '*_T2w.nii.gz'; empty: all."""
+    subgroups: tuple[str, ...] = ()
+    """Columns of the CSV by which scores are also given apart, as [site, sex]. Their values become public."""
     modality: Modality | None = None
     """MR, CT, XR (radiograph), US (ultrasound) or PT (PET); null: as the data set says."""
     labels: dict[int, str] | None = None
@@ -93,6 +95,12 @@ class DataSource:
             raise ValueError("set patient_pattern or cases_per_patient, not both.")
         if self.patient_pattern and _num_groups(self.patient_pattern) < 1:
             raise ValueError(r"patient_pattern needs a group around the patient, as in '^(sub-\d+)_'.")
+        if bad := [name for name in self.subgroups if not re.fullmatch(r"[A-Za-z]\w*", name)]:
+            raise ValueError(f"subgroups: '{bad[0]}' is no name of letters, digits and underscores.")
+        if told := [name for name in self.subgroups if name in ("image", "mask", "patient")]:
+            raise ValueError(
+                f"subgroups: '{told[0]}' says whose or which scan it is, not what group it is of."
+            )
         if bad := [name for name in self.mask_colours if not re.fullmatch("#[0-9a-fA-F]{6}", name)]:
             raise ValueError(f"mask_colours: '{bad[0]}' is no colour as '#ff0000'.")
         if not all(0 <= label < 1 << 16 for label in self.mask_colours.values()):
@@ -171,8 +179,10 @@ def find_sources(source: DataSource, name: str) -> Found:
 
 def _listing(source: DataSource, root: Path, tree: Tree) -> Listing:
     layout = _layout(source, root)
+    if source.subgroups and layout != "csv":
+        raise UserError(f"data.subgroups are columns of a CSV, but the layout of {root} is {layout}.")
     if layout == "csv":
-        return find_in_table(root if root.is_file() else root / source.csv, tree)
+        return find_in_table(root if root.is_file() else root / source.csv, tree, source.subgroups)
     if layout == "recipe":
         return find_by_recipe(tree, source.recipe, source.variant)
     if layout == "nnunet":

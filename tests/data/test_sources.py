@@ -73,6 +73,25 @@ def test_csv_names_images_masks_and_patients(tmp_path, point_at):
     assert _facts(found) == {"a.png": ("a", "007", "a_mask.png"), "b.png": ("b", "007", "")}
 
 
+def test_subgroups_of_a_csv_are_kept_and_names_are_not_taken_for_them(tmp_path):
+    _touch_images(tmp_path, *(f"{name}.png" for name in "abcd"))
+    rows = ["image,site,doctor", "a.png,A,w", "b.png,A,x", "c.png,,y", "d.png,,z"]
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    source = {"root": tmp_path / "list.csv", "modality": "US", "public_names": True}
+    found = find_sources(DataSource(**source, subgroups=("site",)), "us")
+    assert [entry.subgroups for entry in found.entries] == [
+        {"site": site} for site in ("A", "A", "unknown", "unknown")
+    ]
+    with pytest.raises(UserError, match="'doctor' has 4 different values in 4 rows"):
+        find_sources(DataSource(**source, subgroups=("doctor",)), "us")
+    with pytest.raises(UserError, match="no column 'sex'"):
+        find_sources(DataSource(**source, subgroups=("sex",)), "us")
+    with pytest.raises(UserError, match=r"layout of .* is folders"):
+        find_sources(DataSource(root=tmp_path, modality="US", subgroups=("site",)), "us")
+    with pytest.raises(ValueError, match="'patient' says whose"):
+        DataSource(root=tmp_path, subgroups=("patient",))
+
+
 def test_csv_without_image_column_says_what_it_has(tmp_path):
     (tmp_path / "list.csv").write_text("file,mask\na.png,b.png\n")
     with pytest.raises(UserError, match=r"no column 'image'.*\['file', 'mask'\]"):

@@ -39,6 +39,8 @@ class Item:
     """The split that the data set itself puts the scan into: val or test; empty: any."""
     modality: str = ""
     """Where each file says it."""
+    subgroups: Mapping[str, str] = field(default_factory=dict)
+    """Column of the table to the scan's value, by which scores are told apart."""
 
 
 @dataclass(frozen=True)
