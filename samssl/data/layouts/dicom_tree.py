@@ -90,10 +90,6 @@ def _headers(tree: Tree) -> tuple[list[Dataset], Rejected]:
                 if header.get("SOPClassUID") == _DIRECTORY_CLASS or path.name.upper() == "DICOMDIR":
                     rejected += _missing(path, tree)
                 else:
-                    for (
-                        name
-                    ) in _TAGS:  # pydicom decodes values when they are asked for: here, where it may fail
-                        header.get(name)
                     headers.append(header)
         except UserError as error:
             rejected.append((path, str(error)))

@@ -16,18 +16,19 @@ import numpy as np
 import pydicom
 from jaxtyping import Float, Shaped
 from PIL import Image
+from pydicom.config import IGNORE, settings
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
 from pydicom.pixels.processing import apply_color_lut
-from pydicom.pixels.utils import pixel_array
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from samssl.config import UserError
-from samssl.data.readers.codestream import check_codestream
+from samssl.data.readers.codestream import decoded
 from samssl.data.readers.files import MAX_SCAN_BYTES, check_voxels, naming, too_large
 from samssl.data.readers.geometry import IMAGE_AFFINE, LPS_TO_RAS, Grid, placed
 
-# What pydicom warns of may quote a header.
+# What pydicom warns of and logs may quote a header; values are judged where they matter.
+settings.reading_validation_mode = IGNORE
 logging.getLogger("pydicom").addHandler(logging.NullHandler())
 logging.getLogger("pydicom").propagate = False
 
@@ -51,6 +52,7 @@ MODALITIES = {
 }
 """DICOM's modality (0008,0060) to that of a store."""
 
+_COUNTS = {"Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated"}
 _MAX_TILT_DEG = 0.5
 _MAX_UNEVEN = 0.1
 """How far, as a share of the spacing, a slice may lie off its place in an even stack."""
@@ -82,10 +84,11 @@ def read_header(path: Path, tags: Sequence[str] = TAGS) -> Dataset:
         if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
             raise UserError(f"{path} is deflated as a whole, which is not read here. Save it uncompressed.")
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
-        for name in ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated"):
-            value = header.get(name)
-            if value is not None:
-                setattr(header, name, int(value))
+        # pydicom decodes a value when it is first asked for: here, where that may fail.
+        values = {name: header.get(name) for name in tags}
+        for name in _COUNTS & set(tags):
+            if values[name] is not None:
+                setattr(header, name, int(values[name]))
     header.filename = str(path)
     return header
 
@@ -315,8 +318,7 @@ def _decoded(path: Path, named: Path) -> Shaped[np.ndarray, "frames H W"]:
     with naming(path):
         dataset = pydicom.dcmread(path, specific_tags=[*TAGS, "PixelData"])
         rows, columns = int(dataset.Rows), int(dataset.Columns)
-        check_codestream(dataset, path)
-        array = pixel_array(dataset)
+        array = decoded(dataset, path)
         if int(dataset.get("SamplesPerPixel") or 1) == 3:
             array = np.stack([_luminance(image) for image in array.reshape(-1, rows, columns, 3)])
         elif str(dataset.PhotometricInterpretation) == "PALETTE COLOR":

@@ -10,10 +10,9 @@ import numpy as np
 import pydicom
 from jaxtyping import Float, Integer, Shaped
 from pydicom.dataset import Dataset
-from pydicom.pixels.utils import pixel_array
 
 from samssl.config import UserError
-from samssl.data.readers.codestream import check_codestream
+from samssl.data.readers.codestream import decoded
 from samssl.data.readers.dicom import read_header
 from samssl.data.readers.files import check_voxels, naming
 from samssl.data.readers.geometry import LPS_TO_RAS, SAME_GRID_VOXELS
@@ -89,8 +88,7 @@ def _frames(path: Path, threshold: float | None) -> tuple[Dataset, Shaped[np.nda
     if len(groups) != count:
         raise UserError(f"{path} is damaged: it has {count} frames and describes {len(groups)}.")
     dataset = pydicom.dcmread(path, specific_tags=[*SEG_TAGS, "PixelData"])
-    check_codestream(dataset, path)
-    frames = pixel_array(dataset).reshape(count, rows, columns)
+    frames = decoded(dataset, path).reshape(count, rows, columns)
     if header.get("SegmentationType") == "FRACTIONAL":
         if threshold is None:
             raise UserError(f"{path} holds fractions (a soft mask): set data.mask_threshold, 0 to 1.")

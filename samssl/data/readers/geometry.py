@@ -40,9 +40,17 @@ def placed(array: np.ndarray, affine: np.ndarray, path: Path) -> Grid:
     Raises:
         UserError: the affine is singular or not finite.
     """
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    if not _places(affine[:3, :3]) or not np.isfinite(affine).all():
         raise UserError(f"The header of {path} does not place its voxels in space (singular affine).")
     return Grid(array, affine)
+
+
+def _places(steps: Float[np.ndarray, "3 3"]) -> bool:
+    """Whether the columns are steps of a thinkable length (1 nm to 1 km) that span space."""
+    with np.errstate(all="ignore"):
+        lengths = np.linalg.norm(steps, axis=0)
+        volume = abs(np.linalg.det(steps / lengths))
+    return bool(np.isfinite(lengths).all() and lengths.min() > 1e-6 and lengths.max() < 1e6 and volume > 1e-3)
 
 
 def orient(grid: Grid, codes: str) -> Grid:

@@ -61,6 +61,9 @@ def _opened(path: Path, volume: int | None) -> Image.Image:
             file.seek(volume or 0)
         if file.width * file.height > MAX_PIXELS:
             raise UserError(f"{path} is too large an image to read: {file.width} x {file.height} pixels.")
+        covered = [extents[2:] for _, extents, *_ in file.tile if extents]
+        if not covered or not (np.max(covered, axis=0) >= file.size).all():
+            raise UserError(f"{path} is damaged: it has fewer rows or columns than its header says.")
         file.load()
         return ImageOps.exif_transpose(file)
 

@@ -4,6 +4,7 @@ No library of ours reads it without ITK, and the header is a few lines of `Key =
 (https://itk.org/Wiki/ITK/MetaIO/Documentation). Only what is named here is used of it.
 """
 
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -93,10 +94,9 @@ def _content(file: BinaryIO, header: dict[str, str], promised: int, path: Path) 
         raise UserError(f"{path} is damaged: its header does not say where its voxels begin.")
     if not _true(header, "CompressedData"):
         return read_at_most(file, promised, path)
-    compressed = file.read(MAX_SCAN_BYTES + 1)
-    if len(compressed) > MAX_SCAN_BYTES:
+    if os.fstat(file.fileno()).st_size > MAX_SCAN_BYTES:
         raise too_large(path, "is larger than that even compressed")
-    return inflated(compressed, promised, path)
+    return inflated(file.read(), promised, path)
 
 
 def _true(header: dict[str, str], name: str) -> bool:

@@ -1,6 +1,7 @@
 """NIfTI-1 and NIfTI-2 in one file, through nibabel."""
 
 import gzip
+import logging
 import math
 import struct
 from pathlib import Path
@@ -12,6 +13,8 @@ import numpy as np
 from samssl.config import UserError
 from samssl.data.readers.files import SLACK_BYTES, check_held, check_voxels, naming, read_at_most
 from samssl.data.readers.geometry import Grid, placed
+
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it tells of every header that it mends
 
 _HEADER_BYTES = 540  # of NIfTI-2, the longer one
 
