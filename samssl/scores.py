@@ -7,8 +7,9 @@ says, and what becomes of empty masks, is in docs/concepts.md.
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -139,10 +140,26 @@ def score_metrics(summary: pd.DataFrame, prefix: str) -> dict[str, float]:
 
 def score_sheet(summary: pd.DataFrame) -> pd.DataFrame:
     """A summary as one reads it: a row a subgroup and label, a column a score, `0.871 (0.842 to 0.893)`."""
-    cells = summary.assign(cell=[_cell(*row) for row in _numbers(summary)])
+    if summary.empty:
+        return summary
+    rows: list[Any] = summary.to_dict("records")
+    cells = summary.assign(cell=[score_text(row) for row in rows])
     order = [name for name in SCORES if name in set(summary["score"])]
-    wide = cells.pivot_table("cell", ["subgroup", "label"], "score", aggfunc="first", sort=False)
+    keys = [name for name in ("arm", "subgroup", "label") if name in summary]
+    wide = cells.pivot_table("cell", keys, "score", aggfunc="first", sort=False)
     return wide[order].fillna("").rename(columns={name: SCORES[name].title for name in order}).reset_index()
+
+
+def score_text(row: Mapping[str, Any]) -> str:
+    """A row of a summary as `0.871 (0.842 to 0.893)`, or `2 of 20` of counts; empty without a value."""
+    mean, low, high = (math.nan if row[name] is None else row[name] for name in ("mean", "low", "high"))
+    score = SCORES[row["score"]]
+    if math.isnan(mean) or not row["cases"]:
+        return ""
+    if score.count:
+        return f"{mean:g} of {row['cases']}"
+    ends = "" if math.isnan(low) else f" ({low:.{score.decimals}f} to {high:.{score.decimals}f})"
+    return f"{mean:.{score.decimals}f}{ends}"
 
 
 def subgroup_columns(table: pd.DataFrame) -> list[str]:
@@ -226,17 +243,3 @@ def _averaged(rows: pd.DataFrame, column: str, weight: str) -> Interval:
     means, weights = cases[column].mean().to_numpy(np.float64), cases["weight"].sum().to_numpy(np.float64)
     patients = cases["patient"].first().astype(str).tolist()
     return patient_interval(means, patients, weights if weight else None)
-
-
-def _numbers(summary: pd.DataFrame) -> Iterator[tuple[str, float, float, float, int]]:
-    columns = [summary[name].tolist() for name in ("score", "mean", "low", "high", "cases")]
-    return zip(*columns, strict=True)
-
-
-def _cell(score: str, mean: float, low: float, high: float, cases: int) -> str:
-    if SCORES[score].count:
-        return f"{mean:g} of {cases}"
-    if math.isnan(mean):
-        return ""
-    digits = SCORES[score].decimals
-    return f"{mean:.{digits}f}" + ("" if math.isnan(low) else f" ({low:.{digits}f} to {high:.{digits}f})")

@@ -148,6 +148,7 @@ def test_sheet_and_its_three_files(tmp_path: Any) -> None:
     assert cell in texts[".md"]
     assert cell in texts[".tex"]
     assert "1 of 3" in texts[".md"]
+    assert "0 of 0" not in texts[".md"]  # no reference without the class, so nothing to count
     assert r"\toprule" in texts[".tex"]
     assert pd.read_csv(tmp_path / "scores.csv")["mean"].tolist() == scores["mean"].tolist()
 

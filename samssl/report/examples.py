@@ -1,6 +1,6 @@
-"""The best, the median and the worst case as pictures: reference and predictions over the image."""
+"""The worst, the median and the best case, and further bad ones, as pictures over the image."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from samssl.report.study import Evaluation, Study
 from samssl.report.verdict import arm_name
 
 LabelSlice = Integer[np.ndarray, "H W"]
+MOST_FAILURES = 4
+"""Further bad cases that are shown, worst first."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,18 @@ class Example:
     below: tuple[Panel, ...]
 
 
+@dataclass(frozen=True)
+class Sources:
+    """What pictures of cases are made from."""
+
+    store: SliceStore
+    root: Path
+    """Folder of the study."""
+    evaluations: Mapping[str, Evaluation]
+    """By the name of the arm, the one that is judged first."""
+    classes: Classes
+
+
 def open_store(folder: Path) -> tuple[SliceStore | None, str]:
     """The study's slice store, or None and the sentence that says why there is none."""
     if not folder.is_dir():
@@ -60,8 +74,11 @@ def legend(study: Study, store: SliceStore) -> dict[str, str]:
 
 def make_examples(
     study: Study, summary: Mapping[str, Any], arms: list[str], store: SliceStore
-) -> list[Example]:
-    """Best, median and worst case of the treatment (of the first of `arms`, where nothing is compared)."""
+) -> tuple[list[Example], list[Example]]:
+    """Worst, median and best case of the treatment (of the first of `arms`, where nothing is compared).
+
+    Then further cases, worst first, with the slice that is most wrong; none that are without a fault.
+    """
     if paired := summary["paired"]:
         pictured, per_case, seed = (
             [paired["treatment"], paired["baseline"]],
@@ -73,51 +90,72 @@ def make_examples(
         per_case = {case: {arms[0]: dice} for case, dice in summary["arms"][arms[0]]["per_case"].items()}
     evaluations = {arm_name(arm): study.evaluations[arm][seed] for arm in pictured}
     classes = run_classes(store.labels, study.classes, study.overlapping)
-    chosen = choose_cases({case: dice[pictured[0]] for case, dice in per_case.items()})
-    made = (
-        make_example(rank, case, per_case[case], store, study.root, evaluations, classes)
-        for rank, case in chosen.items()
-    )
-    return [example for example in made if example]
+    sources = Sources(store, study.root, evaluations, classes)
+    judged = {case: dice[pictured[0]] for case, dice in per_case.items()}
+    chosen = choose_cases(judged)
+    made = [make_example(rank, case, per_case[case], sources) for rank, case in chosen.items()]
+    further = [
+        make_example(f"{place}.", case, per_case[case], sources, most_wrong=True)
+        for place, case in further_failures(judged, chosen.values()).items()
+    ]
+    return [example for example in made if example], [example for example in further if example]
 
 
 def choose_cases(dice: Mapping[str, float]) -> dict[str, str]:
-    """`{"Best": case, "Median": case, "Worst": case}` by Dice; fewer where there are fewer cases."""
+    """`{"Worst": case, "Median": case, "Best": case}` by Dice; fewer where there are fewer cases."""
     ordered = sorted(dice, key=lambda case: (-dice[case], case))
     if len(ordered) < 3:
-        return dict(zip(("Best", "Worst"), ordered, strict=False))
-    return {"Best": ordered[0], "Median": ordered[len(ordered) // 2], "Worst": ordered[-1]}
+        return dict(reversed([*zip(("Best", "Worst"), ordered, strict=False)]))
+    return {"Worst": ordered[-1], "Median": ordered[len(ordered) // 2], "Best": ordered[0]}
+
+
+def further_failures(dice: Mapping[str, float], shown: Collection[str]) -> dict[int, str]:
+    """Place from the end -> case, for the worst cases that are not in `shown` and not perfect."""
+    ordered = sorted(dice, key=lambda case: (dice[case], case))
+    worse = {place: case for place, case in enumerate(ordered, start=1) if dice[case] < 1}
+    left = [(place, case) for place, case in worse.items() if case not in shown]
+    return dict(left[:MOST_FAILURES])
 
 
 def make_example(
-    rank: str,
-    case: str,
-    dice: Mapping[str, float],
-    store: SliceStore,
-    root: Path,
-    evaluations: Mapping[str, Evaluation],
-    classes: Classes,
+    rank: str, case: str, dice: Mapping[str, float], sources: Sources, *, most_wrong: bool = False
 ) -> Example | None:
     """The pictures of one case in the slice with most reference foreground, one column an evaluation.
 
-    Regions that overlap are painted over each other, the largest first. None where the store cannot show
-    the case; an arm that kept no prediction of it is left out.
+    With `most_wrong` in the slice in which the first evaluation has most errors. Regions that overlap are
+    painted over each other, the largest first. None where the store cannot show the case; an arm that kept
+    no prediction of it is left out.
     """
     try:
-        reference, info = store.mask(case), store.info(case)
+        mask = sources.store.mask(case)
     except UserError:
         return None
-    if reference is None:
+    if mask is None:
         return None
-    shown = (classes.reference(reference) > 0).sum(axis=(-2, -1))
-    z = int(shown.reshape(-1, len(reference)).sum(axis=0).argmax())
-    found = {name: read_prediction(root / ran.stage.folder, case, z) for name, ran in evaluations.items()}
-    labels = {"Reference": painted(classes.reference(reference[z]), classes)}
-    labels |= {
-        name: painted(seen, classes)
-        for name, seen in found.items()
-        if seen is not None and seen.shape[-2:] == reference[z].shape
+    reference = sources.classes.reference(mask)
+    found = {
+        name: kept
+        for name, ran in sources.evaluations.items()
+        if (kept := read_prediction(sources.root / ran.stage.folder, case)) is not None
+        and kept.shape == reference.shape
     }
+    shown = reference > 0
+    if most_wrong and found:
+        shown = next(iter(found.values())) != reference
+    z = int(shown.reshape(-1, *mask.shape).sum(axis=(0, 2, 3)).argmax())
+    labels = {
+        name: painted(volume[..., z, :, :], sources.classes)
+        for name, volume in {"Reference": reference, **found}.items()
+    }
+    above, below = _panels(case, z, labels, sources.store)
+    return Example(rank, case, dice, z, len(mask), above, below)
+
+
+def _panels(
+    case: str, z: int, labels: Mapping[str, LabelSlice], store: SliceStore
+) -> tuple[tuple[Panel, ...], tuple[Panel, ...]]:
+    """Labels over the image, and below the image and where each of the labels is wrong."""
+    info = store.info(case)
     window = crop_around(labels.values())
     image = scale(store.image_slice(case, z), info)[window]
     aspect = float(info["spacing_y_mm"] / info["spacing_x_mm"])
@@ -133,7 +171,7 @@ def make_example(
         below.append(
             Panel(f"{name}: differences", drawn, f"Where {name} differs from the reference, {where}")
         )
-    return Example(rank, case, dice, z, len(reference), above, tuple(below))
+    return above, tuple(below)
 
 
 def painted(seen: np.ndarray, classes: Classes) -> LabelSlice:
@@ -148,15 +186,14 @@ def painted(seen: np.ndarray, classes: Classes) -> LabelSlice:
     return painting
 
 
-def read_prediction(folder: Path, case: str, z: int) -> np.ndarray | None:
-    """Slice `z` of a case's prediction [..., Z, H, W], or None where the evaluation kept no such array."""
+def read_prediction(folder: Path, case: str) -> np.ndarray | None:
+    """A case's prediction [..., Z, H, W], or None where the evaluation kept no such array."""
     import zarr
     import zarr.errors
 
     try:
-        array = zarr.open_array(folder / "predictions.zarr" / case, mode="r")
-        return np.asarray(array[..., z, :, :])
-    except (OSError, zarr.errors.BaseZarrError, IndexError):
+        return np.asarray(zarr.open_array(folder / "predictions.zarr" / case, mode="r")[...])
+    except (OSError, zarr.errors.BaseZarrError):
         return None
 
 

@@ -56,7 +56,7 @@ _SVG_STYLE = (
     "'Helvetica Neue',Arial,sans-serif!important}"
     "@media(prefers-color-scheme:dark){svg{color:#d7dce2}}</style>"
 )
-_JPEG = {"quality": 90, "subsampling": 0}  # outlines keep their colour
+_JPEG = {"quality": 80, "subsampling": 0}  # outlines keep their colour
 _OVERLAY_PX, _PICTURE_PX = 600, 1000
 
 

@@ -1,6 +1,6 @@
 """The overview of a study of several settings: `report.html` and tables, above the page of each setting."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from samssl.arms import (
     score_arms,
 )
 from samssl.config import UserError
-from samssl.files import write_json, write_text
-from samssl.report.comparison import Chart, critical_difference_diagram, forest_plot
+from samssl.files import write_json, write_table, write_text
+from samssl.report.comparison import Chart, cost_plot, critical_difference_diagram, forest_plot
 from samssl.report.page import template
-from samssl.report.study import read_study
+from samssl.report.study import Study, read_study
 from samssl.report.tables import beside_published, read_published, tidy_scores
 from samssl.report.verdict import arm_name
 from samssl.statistics import paired_comparison
@@ -45,8 +45,12 @@ def write_overview(
     baseline: str,
     published: Path | None = None,
 ) -> Path:
-    """Write `report.html`, `summary.json`, `scores.csv` and `pairs.csv` into `out`; returns the page."""
-    scores = tidy_scores({setting.name: read_study(setting.folder) for setting in settings})
+    """Write `report.html`, `summary.json` and the tables `scores` and `pairs` into `out`; returns the page.
+
+    Tables are written as `.csv`, `.md` and `.tex`.
+    """
+    studies = {setting.name: read_study(setting.folder) for setting in settings}
+    scores = tidy_scores(studies)
     table = beside_published(score_arms(scores), read_published(published) if published else ())
     arms = list(dict.fromkeys(scores["arm"]))
     notes: list[str] = []
@@ -55,6 +59,8 @@ def write_overview(
     difference, charts = _difference(scores, treatment, baseline, notes)
     if pairing and len(arms) >= FEWEST_RANKED and len(pairing.by_case) > 1:
         charts["Ranks over cases"] = critical_difference_diagram(rank_arms(pairing.by_case))
+    if pairing and len(costs := arm_costs(pairing.by_dataset, studies.values())) > 1:
+        charts["Dice against cost"] = cost_plot(costs, "seconds", "mean seconds of fine-tuning")
     page = template("overview.html").render(
         name=name,
         settings=[(entry.name, entry.folder.relative_to(out).as_posix()) for entry in settings],
@@ -65,12 +71,25 @@ def write_overview(
         notes=notes,
         cases=len(pairing.by_case) if pairing else 0,
     )
-    write_text(out / "scores.csv", table.to_csv(index=False))
-    write_text(out / "pairs.csv", pairs.to_csv(index=False))
+    write_table(out / "scores", table)
+    write_table(out / "pairs", pairs)
     write_text(out / "report.html", page)
     summary = {"study": name, "difference": difference, "arms": table.to_dict("records"), "notes": notes}
     write_json(out / "summary.json", _without_nan(summary))
     return out / "report.html"
+
+
+def arm_costs(by_dataset: pd.DataFrame, studies: Iterable[Study]) -> pd.DataFrame:
+    """One row an arm: `dice` over data sets that count equally, and mean `seconds` of its fine-tuning."""
+    times = [
+        (stage.arm, stage.wall_time_s)
+        for study in studies
+        for stage in study.stages
+        if stage.stage == "finetune" and stage.status == "finished" and stage.wall_time_s is not None
+    ]
+    seconds = pd.DataFrame(times, columns=["arm", "seconds"]).groupby("arm")["seconds"].mean()
+    dice = by_dataset.mean().rename("dice").rename_axis("arm")
+    return dice.to_frame().join(seconds, how="inner").reset_index()
 
 
 def _paired(scores: pd.DataFrame, arms: Sequence[str], notes: list[str]) -> Pairing | None:

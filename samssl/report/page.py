@@ -1,16 +1,24 @@
-"""The report stage: a study folder -> `report.html`, a page that stands alone, and `summary.json`."""
+"""The report stage: a study folder -> `report.html`, a page that stands alone, and the numbers beside it.
+
+`summary.json` has all of them, `scores.csv`, `.md` and `.tex` those of the arms for a paper.
+"""
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from samssl.config import config
-from samssl.files import write_json, write_text
+from samssl.data.slices import SliceStore
+from samssl.files import write_json, write_table, write_text
 from samssl.report import verdict as words
 from samssl.report.study import Study, read_study
 from samssl.report.summary import summarize
+from samssl.scores import SCORES, score_sheet, score_text
 
 
 @config
@@ -33,7 +41,7 @@ class ReportConfig:
 
 
 def write_report(config: ReportConfig) -> Path:
-    """Write `summary.json` and `report.html`; returns the path of the page.
+    """Write `summary.json`, `scores.*` and `report.html`; returns the path of the page.
 
     Raises:
         UserError: when the study folder holds no finished evaluation.
@@ -43,6 +51,9 @@ def write_report(config: ReportConfig) -> Path:
     out = config.out or config.study
     page = render(study, summary, config)
     write_json(out / "summary.json", summary)
+    scores = arm_scores(summary, _shown_arms(summary, config))
+    if len(scores):
+        write_table(out / "scores", scores, score_sheet(scores))
     write_text(out / "report.html", page)
     return out / "report.html"
 
@@ -53,9 +64,9 @@ def render(study: Study, summary: dict[str, Any], config: ReportConfig) -> str:
 
     store, store_note = examples.open_store(study.home / "store")
     arms = _shown_arms(summary, config)
+    shown, failed = examples.make_examples(study, summary, arms, store) if store else ([], [])
     return template("report.html").render(
         summary=summary,
-        study_path=config.study.as_posix(),
         dataset=store.name if store else "",
         verdict=words.verdict(summary),
         caveats=words.caveats(summary),
@@ -65,10 +76,56 @@ def render(study: Study, summary: dict[str, Any], config: ReportConfig) -> str:
         curves=charts.training_curves(study, arms),
         reconstructions=charts.reconstructions(study),
         lineage=charts.lineage(study, arms),
-        examples=examples.make_examples(study, summary, arms, store) if store else [],
+        score_blocks=score_blocks(arm_scores(summary, arms)),
+        tolerances=study.tolerances_mm,
+        in_pixels=store is not None and _in_pixels(store),
+        examples=shown,
+        failures=failed,
+        commands=reproduction(study, config, arms),
         legend=examples.legend(study, store) if store else {},
         store_note=store_note,
     )
+
+
+def arm_scores(summary: Mapping[str, Any], arms: Iterable[str]) -> pd.DataFrame:
+    """The scores of every arm: `samssl.scores.summarize_scores` with a column `arm` before it."""
+    return pd.DataFrame([{"arm": arm, **row} for arm in arms for row in summary["arms"][arm]["scores"]])
+
+
+def score_blocks(scores: pd.DataFrame) -> list[dict[str, Any]]:
+    """One table a subgroup and label: a row a score, `texts` by arm."""
+    blocks = []
+    for (subgroup, label), own in scores.groupby(["subgroup", "label"], sort=False) if len(scores) else ():
+        rows = {}
+        entries: list[Any] = own.to_dict("records")
+        for entry in entries:
+            rows.setdefault(SCORES[entry["score"]].title, {})[entry["arm"]] = score_text(entry)
+        blocks.append({"subgroup": subgroup, "label": label, "rows": rows})
+    return blocks
+
+
+def reproduction(study: Study, config: ReportConfig, arms: Iterable[str]) -> list[tuple[str, str]]:
+    """What is on the page, and the command that computes it anew."""
+    path = shlex.quote(config.study.as_posix())
+    compared = f"baseline={config.baseline} treatment={config.treatment}"
+    commands = [
+        ("everything", f"samssl study --config {path}/config.yaml out=NEW_FOLDER"),
+        ("this page and its tables", f"samssl report study={path} {compared}"),
+    ]
+    for arm in arms:
+        for seed, evaluation in study.evaluations[arm].items():
+            what, folder = f"{words.arm_name(arm)}, seed {seed}", evaluation.stage.folder
+            if (study.root / folder / "config.yaml").is_file():
+                told = f"samssl evaluate --config {path}/{folder}/config.yaml out=NEW_FOLDER"
+                commands.append((f"scores of {what}", told))
+            commands.append((f"what {what} was made from", f"samssl lineage {evaluation.stage.run_id}"))
+    return commands
+
+
+def _in_pixels(store: SliceStore) -> bool:
+    """Whether the store holds nothing but 2D images, of which no file says how large a pixel is."""
+    columns = store.rows.columns(["num_slices", "spacing_y_mm", "spacing_x_mm"])
+    return bool((columns == 1).all(axis=None))
 
 
 def template(name: str) -> Any:

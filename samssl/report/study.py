@@ -82,6 +82,12 @@ class Study:
         """Seed -> folder of the pretraining runs that are there, finished or not."""
         return _seed_folders(self.home / "pretrain")
 
+    @cached_property
+    def tolerances_mm(self) -> list[float]:
+        """Every tolerance by which surfaces were scored; one, where all arms were scored alike."""
+        tables = (ran.table for seeds in self.evaluations.values() for ran in seeds.values())
+        return sorted({float(mm) for table in tables for mm in table.get("surface_tolerance_mm", ())})
+
     def history(self, folder: Path) -> pd.DataFrame | None:
         """`history.csv` of one stage (step, metric, value), or None where there is none."""
         try:

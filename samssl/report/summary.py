@@ -11,6 +11,7 @@ import pandas as pd
 
 from samssl.metrics import case_dice
 from samssl.report.study import Evaluation, Study
+from samssl.scores import last_clicks, summarize_scores
 from samssl.statistics import Interval, mean_interval, paired_comparison
 
 
@@ -46,6 +47,8 @@ def _arm(seeds: dict[int, Evaluation]) -> dict[str, Any]:
         "per_label": _per_label(tables, scores.index),
         "per_case": scores.to_dict(),
         "false_positive_cases": _false_positive_cases(tables),
+        "failures": _failures(tables),
+        "scores": _scores(tables),
     }
 
 
@@ -66,6 +69,27 @@ def _false_positive_cases(tables: Iterable[pd.DataFrame]) -> dict[str, dict[str,
         str(label): {"cases": int(cases.sum()), "of": len(cases)}
         for (_, label), cases in predicted.groupby(["label_id", "label"])
     }
+
+
+def _failures(tables: Iterable[pd.DataFrame]) -> list[dict[str, str]]:
+    """Every case and label that is missed, or is predicted though the reference lacks it, with any seed."""
+    rows = pd.concat([last_clicks(table) for table in tables]).sort_values(["case", "label_id"])
+    wanted, found = rows["reference_voxels"] > 0, rows["predicted_voxels"] > 0
+    kinds = {"missed": rows[wanted & ~found], "false positive": rows[~wanted & found]}
+    return [
+        {"case": str(case), "label": str(label), "what": what}
+        for what, failed in kinds.items()
+        for case, label in failed[["case", "label"]].drop_duplicates().itertuples(index=False)
+    ]
+
+
+def _scores(tables: list[pd.DataFrame]) -> list[dict[str, Any]]:
+    """`samssl.scores.summarize_scores` as JSON takes it."""
+    rows: list[Any] = summarize_scores(tables).to_dict("records")
+    return [
+        {name: _number(value) if isinstance(value, float) else value for name, value in row.items()}
+        for row in rows
+    ]
 
 
 def _unequal_cases(study: Study) -> list[str]:

@@ -1,15 +1,13 @@
-"""The report of a sweep: `report.html`, a page that stands alone, `trials.csv` and `trials.md`."""
+"""The report of a sweep: `report.html`, a page that stands alone, and `trials.csv`, `.md` and `.tex`."""
 
-import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from samssl.files import write_text
+from samssl.files import write_table, write_text
 from samssl.report.comparison import Chart, cost_plot, setting_plot
 from samssl.report.figures import BLUE, INK, svg_uri
 from samssl.report.page import template
@@ -44,8 +42,7 @@ def write_sweep_report(
         charts=sweep_charts(table, points, axes),
         device=" and ".join(sorted(table["device"].dropna().unique())),
     )
-    write_text(out / "trials.csv", table.to_csv(index=False))
-    write_text(out / "trials.md", markdown(points))
+    write_table(out / "trials", table, points.drop(columns=["low", "high"]).reset_index())
     write_text(out / "report.html", page)
     return out / "report.html"
 
@@ -129,18 +126,3 @@ def _heights(values: pd.Series) -> tuple[list[float], dict[float, str]]:
     start, span = float(np.nanmin(scaled)), float(np.nanmax(scaled) - np.nanmin(scaled)) or 1.0
     found = np.where(np.isnan(scaled), -0.15, (scaled - start) / span)
     return found.tolist(), {0.0: f"{low:.3g}"} | ({1.0: f"{high:.3g}"} if high > low else {})
-
-
-def markdown(points: pd.DataFrame) -> str:
-    """The points as a Markdown table."""
-    shown = points.drop(columns=["low", "high"]).reset_index()
-    lines = ["| " + " | ".join(map(str, shown.columns)) + " |", "|" + " --- |" * len(shown.columns)]
-    for row in shown.itertuples(index=False):
-        lines.append("| " + " | ".join(_cell(value) for value in row) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "" if np.isnan(value) else f"{value:.4g}"
-    return html.escape(str(value)).replace("|", "\\|")

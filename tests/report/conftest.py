@@ -17,8 +17,14 @@ from samssl.data.slices import SliceStore
 from samssl.data.sources import DataSource
 from samssl.data.splits import SplitConfig
 from samssl.files import sha256_file
+from samssl.scores import with_volumes
 
 LABELS = {1: "liver", 2: "tumour"}
+SHAPES: dict[str, Any] = {
+    **{"nsd": 0.9, "hd95_mm": 4.0, "assd_mm": 1.0, "surface_tolerance_mm": 2.0},
+    **{"reference_lesions": 1, "predicted_lesions": 1, "detected_lesions": 1},
+}
+"""Of every case and label of these studies."""
 
 
 @dataclass
@@ -50,7 +56,8 @@ class StudyWriter:
         folder = f"arms/{arm}/seed{seed}/evaluate"
         (self.root / folder).mkdir(parents=True, exist_ok=True)
         table = self.root / folder / "cases.parquet"
-        pd.DataFrame(rows, columns=columns).to_parquet(table)
+        scored = with_volumes(pd.DataFrame(rows, columns=columns), (1.0, 1.0, 1.0))
+        scored.assign(**SHAPES, subgroup_site="A").to_parquet(table)
         facts.setdefault("outputs", {"cases": sha256_file(table)})
         return self.run(folder, "evaluate", arm=arm, seed=seed, **facts)
 

@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 import zarr
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from samssl.config import UserError
 from samssl.data.slices import SliceStore
+from samssl.report.examples import MOST_FAILURES
+from samssl.report.figures import marked, overlay
 from samssl.report.page import ReportConfig, duration, machine, short, write_report
 from samssl.report.verdict import number, p_value, signed
+from samssl.scores import score_text
 from tests.report.conftest import StudyWriter
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -111,13 +115,57 @@ def test_full_page(full: StudyWriter) -> None:
     assert "mean Dice" in page.text
     assert "on the same 4 simulated test cases" in page.text
     assert "What is missing" not in page.source
-    # Charts: paired, differences, labels, pretraining, fine-tuning, lineage; 2 x 2 pictures; 3 cases x 6.
-    assert page.tags["img"] == 6 + 4 + 18
+    # Charts: paired, differences, labels, pretraining, fine-tuning, lineage; 2 x 2 pictures; 3 cases x 6,
+    # and the case that is left as a row of 3.
+    assert page.tags["img"] == 6 + 4 + 18 + 3
     assert page.text.count("step 3:") == page.text.count("step 100:") == 2
     assert "step 20:" not in page.text
     assert "1 min 1 s" in page.text
     assert "Machine A: Abacus, 2 cores, 4.0 GiB memory." in page.text
     assert len(page.source) < 5_000_000
+
+
+def test_every_score_is_on_the_page_and_in_the_tables(full: StudyWriter) -> None:
+    page, summary = report(full)
+    table = (full.root / "scores.md").read_text()
+    for arm in ("ssl", "no_ssl"):
+        assert {row["subgroup"] for row in summary["arms"][arm]["scores"]} == {"all", "site=A"}
+        for row in summary["arms"][arm]["scores"]:
+            assert score_text(row) in page.text
+            assert score_text(row) in table
+    assert "within 2.0 mm of the other" in page.text
+    assert "No arm missed a label" in page.text
+    assert "site=A" in page.text
+
+
+def test_each_number_comes_with_the_command_that_gives_it(full: StudyWriter) -> None:
+    (full.root / "arms/ssl/seed0/evaluate/config.yaml").write_text("split: test\n")
+    page, _ = report(full)
+    for command in (
+        f"samssl evaluate --config {full.root}/arms/ssl/seed0/evaluate/config.yaml out=NEW_FOLDER",
+        "samssl lineage id-arms/no_ssl/seed1/evaluate",
+        f"samssl report study={full.root} baseline=no_ssl treatment=ssl",
+    ):
+        assert command in page.text
+
+
+def test_failures_are_listed(study: StudyWriter) -> None:
+    study.evaluation("ssl", 0, {"a": {1: 0.5, 2: float("nan")}, "b": 0.6})
+    page, _ = report(study)
+    assert "a tumour SSL false positive" in page.text
+
+
+def test_page_of_noisy_scans_is_below_5_mb(full: StudyWriter) -> None:
+    """With as many pictures as there ever are, of 512 x 512 pixels with noise of 5 % of the window."""
+    rng = np.random.default_rng(0)
+    smooth = gaussian_filter(rng.normal(size=(512, 512)), 25)
+    labels = (smooth > 0).astype(np.uint8)
+    image = smooth / np.ptp(smooth) + 0.5 + 0.05 * rng.normal(size=smooth.shape)
+    scan = np.clip(image, 0, 1).astype(np.float32)
+    pictures = 3 * 6 + MOST_FAILURES * 3
+    heaviest = max(len(overlay(scan, labels, 1.0)), len(marked(scan, labels > 0, 1.0)))
+    page, _ = report(full)
+    assert len(page.source) + pictures * heaviest < 5_000_000
 
 
 def test_page_stands_alone_and_is_accessible(full: StudyWriter) -> None:
@@ -141,7 +189,9 @@ def test_same_study_gives_the_same_bytes(full: StudyWriter) -> None:
 def test_report_goes_where_it_is_told(study: StudyWriter, tmp_path: Path) -> None:
     study.evaluation("ssl", 0, {"a": 0.5})
     report(study, out=tmp_path / "elsewhere")  # pyright: ignore[reportArgumentType]
-    assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == ["report.html", "summary.json"]
+    scores = [f"scores.{suffix}" for suffix in ("csv", "md", "tex")]
+    written = sorted(path.name for path in (tmp_path / "elsewhere").iterdir())
+    assert written == ["report.html", *scores, "summary.json"]
     assert not (study.root / "report.html").exists()
 
 
