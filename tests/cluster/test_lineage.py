@@ -3,13 +3,20 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cluster_support import free_port
+from dicom_support import save, series
 
 from samssl.cluster import server
-from samssl.cluster.lineage import describe_lineage
+from samssl.cluster.lineage import _sources, describe_lineage
 from samssl.cluster.stage import TRAINING, Input, Place, stage
 from samssl.config import UserError, config
+from samssl.data.prepare import PrepareConfig, prepare
+from samssl.data.pseudonyms import KEY_VARIABLE
+from samssl.data.slices import SliceStore
+from samssl.data.sources import DataSource
+from samssl.data.splits import SplitConfig
 from samssl.files import read_json, sha256_file, sha256_tree, write_json
 
 
@@ -160,3 +167,26 @@ def test_without_the_server_a_run_id_is_no_start(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(server, "FIRST_PATIENCE_S", 0.0)
     with pytest.raises(UserError, match="cannot be reached"):
         describe_lineage("0123456789abcdef")
+
+
+@pytest.mark.parametrize("public_names", [True, False])
+def test_source_files_are_found_behind_their_names(tmp_path, public_names, monkeypatch):
+    root, out = tmp_path / "scans", tmp_path / "store"
+    voxels = np.arange(48, dtype=np.int16).reshape(3, 4, 4)
+    files = save(series(voxels, Modality="MR"), root / "series")
+    save(series(voxels + 1, Modality="MR", PatientID="id-2"), root / "other")
+    data = DataSource(root=root, public_names=public_names)
+    prepare(PrepareConfig(name="x", out=out, data=data, split=SplitConfig(train=0, val=0, test=0), workers=1))
+    link = _sources(SliceStore(out), root, 0)
+    assert (link.problems, link.unchecked, link.role) == ([], "", "2 source files")
+    files[1].write_bytes(files[1].read_bytes()[:-1] + b"\7")
+    [problem] = _sources(SliceStore(out), root, 0).problems
+    assert "has changed" in problem
+    assert ("series" in problem) == public_names
+    files[1].unlink()
+    assert _sources(SliceStore(out), root, 0).problems
+    monkeypatch.setenv(KEY_VARIABLE, str(tmp_path / "elsewhere" / "key"))
+    unchecked = _sources(SliceStore(out), root, 0).unchecked
+    assert unchecked == (
+        "" if public_names else "the private list of what 2 pseudonyms stand for is not here"
+    )

@@ -9,6 +9,7 @@ from PIL import Image
 
 from samssl.config import UserError
 from samssl.data.readers import files
+from samssl.data.readers.masks import MaskRules
 from samssl.data.scans import read_mask, read_scan
 
 LABELS = {0: "background", 1: "liver", 2: "tumour"}
@@ -229,3 +230,51 @@ def test_image_masks_hold_ids(tmp_path):
     red = np.stack([ids, 0 * ids, 0 * ids], axis=-1)
     with pytest.raises(UserError, match="colour"):
         read_mask(_save_image(tmp_path / "mask.png", red), scan, LABELS)
+
+
+def test_colours_stand_for_labels_where_they_are_named(tmp_path):
+    scan = read_scan(_save_image(tmp_path / "image.png", GREY), "US")
+    ids = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
+    palette = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)
+    path = _save_image(tmp_path / "mask.png", palette[ids])
+    rules = MaskRules(colours={"#ff0000": 1, "#00FF00": 2})
+    np.testing.assert_array_equal(read_mask(path, scan, LABELS, rules)[0], ids)
+    with pytest.raises(UserError, match=r"1 colours .* does not name, as #00ff00"):
+        read_mask(path, scan, LABELS, MaskRules(colours={"#ff0000": 1}))
+
+
+def test_a_soft_mask_is_cut_at_its_threshold(write_nifti, tmp_path):
+    scan = read_scan(write_nifti("image.nii", RAMP), "MR")
+    soft = write_nifti("soft.nii", RAMP / np.float32(23))
+    liver = {0: "background", 3: "liver"}
+    with pytest.raises(UserError, match=r"fractions.*data\.mask_threshold"):
+        read_mask(soft, scan, liver)
+    ids = read_mask(soft, scan, liver, MaskRules(threshold=0.5))
+    np.testing.assert_array_equal(ids == 3, scan.voxels >= 11.5)
+    with pytest.raises(UserError, match="one label"):
+        read_mask(soft, scan, LABELS, MaskRules(threshold=0.5))
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.tiff", "a.bmp"])
+def test_tiff_and_bmp(tmp_path, name):
+    np.testing.assert_array_equal(read_scan(_save_image(tmp_path / name, GREY), "XR").voxels[0], GREY)
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+def test_deep_tiff_keeps_its_depth_and_pages_are_chosen(tmp_path, kind):
+    pages = [(GREY.astype(kind) * 200 + page) for page in range(3)]
+    first, *others = map(Image.fromarray, pages)
+    first.save(tmp_path / "a.tif", save_all=True, append_images=others)
+    with pytest.raises(UserError, match="3 pages"):
+        read_scan(tmp_path / "a.tif", "XR")
+    for page in range(3):
+        np.testing.assert_array_equal(read_scan(tmp_path / "a.tif", "XR", volume=page).voxels[0], pages[page])
+
+
+def test_one_volume_of_a_4d_file_is_chosen(write_nifti):
+    path = write_nifti("a.nii", np.stack([RAMP, RAMP + 100], axis=-1))
+    with pytest.raises(UserError, match=r"2 volumes.*data\.volume, 0 to 1"):
+        read_scan(path, "MR")
+    assert read_scan(path, "MR", volume=1).voxels.min() == 100
+    with pytest.raises(UserError, match="0 to 1"):
+        read_scan(path, "MR", volume=2)

@@ -5,6 +5,8 @@ import pytest
 from PIL import Image
 
 from samssl.config import ConfigError, UserError, load_config
+from samssl.data.readers.masks import united
+from samssl.data.scans import read_mask, read_scan
 from samssl.data.sources import DataSource, find_sources
 
 
@@ -162,3 +164,22 @@ def test_what_nothing_says_is_asked_for(tmp_path):
 def test_settings_that_cannot_be_meant_are_refused(settings, sentence):
     with pytest.raises(ConfigError, match=sentence):
         load_config(DataSource, None, {"root": ".", **settings})
+
+
+def test_masks_of_one_scan_are_united_unless_they_clash(tmp_path):
+    image = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    for folder in ("benign", "malignant"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(image).save(tmp_path / folder / "x (1).png")
+    Image.fromarray(np.eye(4, dtype=np.uint8) * 255).save(tmp_path / "benign" / "x (1)_mask.png")
+    Image.fromarray(np.eye(4, dtype=np.uint8) * 255).save(tmp_path / "malignant" / "x (1)_mask.png")
+    Image.fromarray(np.eye(4, dtype=np.uint8)[::-1] * 255).save(tmp_path / "malignant" / "x (1)_mask_1.png")
+    found = find_sources(DataSource(root=tmp_path), "busi")
+    masks = []
+    for entry in found.entries:
+        scan = read_scan(entry.image, found.modality)
+        masks.append([read_mask(path, scan, found.labels) for path in entry.mask_files])
+    whole = united(masks[1], list(found.entries[1].mask_files))
+    np.testing.assert_array_equal(whole[0], np.eye(4) + np.eye(4)[::-1])
+    with pytest.raises(UserError, match="another label on 4 voxels"):
+        united([masks[0][0], masks[0][0] * 2], [tmp_path / "a", tmp_path / "b"])
