@@ -197,7 +197,8 @@ def _add_completion(commands: Any, parser: argparse.ArgumentParser) -> None:
 
 def _run_completion(parsed: argparse.Namespace) -> None:
     stages = {**STAGES, "demo": STAGES["study"], "plan": STAGES["pretrain"]}
-    fields = {name: [entry.name for entry in describe(_load(stage.config))] for name, stage in stages.items()}
+    listed = {name: [entry.name for entry in describe(_load(stage.config))] for name, stage in stages.items()}
+    fields = {name: [field for field in names if ".NAME." not in field] for name, names in listed.items()}
     print(_load("samssl.completion:completion_script")(parsed.parser, parsed.shell, fields))
 
 

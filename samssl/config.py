@@ -15,7 +15,18 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from annotated_types import Ge, Gt, Interval
 
@@ -195,26 +206,35 @@ def describe(cls: type, prefix: str = "") -> Iterator[Field]:
             (part for part in (hint, *get_args(hint)) if isinstance(part, type) and is_dataclass(part)), None
         )
         if group is not None:
-            yield from describe(group, f"{prefix}{field.name}.")  # pyright: ignore[reportArgumentType]
+            one_of_many = "NAME." if get_origin(hint) is dict else ""
+            yield from describe(group, f"{prefix}{field.name}.{one_of_many}")  # pyright: ignore[reportArgumentType]
             continue
         default = field.default_factory() if field.default_factory is not MISSING else field.default
-        text = "required" if default is MISSING else str(default)
+        text = "required" if default is MISSING else _as_yaml(default)
         yield Field(f"{prefix}{field.name}", _type_name(hint), text, docs.get(field.name, ""))
 
 
 def _type_name(hint: Any) -> str:
-    if get_origin(hint) is Annotated:
-        inner, *bounds = get_args(hint)
-        return _type_name(inner) + "".join(f" {_bound_name(bound)}" for bound in bounds)
-    if is_dataclass(hint):
-        return getattr(hint, "__name__", str(hint))
-    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else _readable(str(hint))
+    """A type in the words of YAML: alternatives, lists and mappings as they are written there."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _type_name(parts[0]) + "".join(f" {_bound_name(bound)}" for bound in parts[1:])
+    if origin is Literal:
+        return " | ".join(map(str, parts))
+    if origin in (Union, UnionType):
+        return " | ".join(map(_type_name, parts))
+    if origin in (tuple, list):
+        names = [_type_name(part) for part in parts if part is not Ellipsis]
+        return f"[{', '.join(names)}{', ...' if Ellipsis in parts or origin is list else ''}]"
+    if origin is dict:
+        return f"{{{': '.join(map(_type_name, parts))}}}"
+    if hint is NoneType:
+        return "null"
+    return getattr(hint, "__name__", str(hint))
 
 
-def _readable(text: str) -> str:
-    for noise in ("typing.", "pathlib.", "samssl.", "collections.abc."):
-        text = text.replace(noise, "")
-    return text.replace("Literal", "")
+def _as_yaml(default: Any) -> str:
+    return default if isinstance(default, str) else json.dumps(default, default=str)
 
 
 def _bound_name(bound: Any) -> str:
