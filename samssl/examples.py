@@ -33,7 +33,7 @@ samssl finetune --config ray_configs/runs/hippocampus_finetune.yaml data.shots=5
     model.checkpoint=null out=runs/hippocampus_stages/finetune_no_ssl
 # another strategy (`samssl strategies` lists them), from an encoder of your own
 samssl finetune --config ray_configs/runs/vit_b_finetune.yaml data.store=/data/my-store \\
-    strategy.name=vit_b/encoder_decoder/adapter model.checkpoint=runs/vit_b/pretrain/encoder.pth
+    strategy.method=adapter model.checkpoint=runs/vit_b/pretrain/encoder.pth
 """,
     "export": """
 # an SSL encoder with its model card

@@ -3,7 +3,7 @@
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from pydoc import locate
@@ -14,13 +14,14 @@ import pytest
 from samssl.cli import STAGES, main
 from samssl.cluster.submit import job_command
 from samssl.config import ConfigError, flatten, load_config, read_yaml
+from samssl.examples import EXAMPLES
 
 ROOT = Path(__file__).parents[1]
 FOR_RAY = ("cluster", "jobs")
 """Folders of files that Ray reads: tests/cluster/test_cluster_configs.py."""
 CONFIGS = sorted(path for path in (ROOT / "ray_configs").rglob("*.yaml") if path.parent.name not in FOR_RAY)
 # docs/lab.md is history: it keeps commands as they were on their day.
-DOCUMENTS = [ROOT / "README.md", *sorted(set((ROOT / "docs").glob("*.md")) - {ROOT / "docs/lab.md"})]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(set((ROOT / "docs").rglob("*.md")) - {ROOT / "docs/lab.md"})]
 REQUIRED = {
     "prepare": {"data.root": "/scans"},
     "study": {"prepare.data.root": "/scans"},
@@ -47,9 +48,9 @@ def fences(document: Path) -> Iterator[str]:
     yield from re.findall(r"^```\w*\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def commands(document: Path) -> Iterator[list[str]]:
-    """The arguments of every `samssl ...` and `python pipelines/....py ...` in the document's fences."""
-    for fence in fences(document):
+def commands(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The arguments of every `samssl ...` and `python pipelines/....py ...` in these fences."""
+    for fence in texts:
         for line in fence.replace("\\\n", " ").splitlines():
             found = re.search(r"^samssl (.*)|python pipelines/(\w+)\.py(.*)", line)
             if found:
@@ -74,12 +75,19 @@ WORK: dict[str, tuple[str, Any]] = {
 }
 """What commands that are no stage do, and what they do here instead."""
 COMMANDS = {*STAGES, *WORK, "bench", "completion", "demo", "submit"}
-ALL_COMMANDS = [(document, arguments) for document in DOCUMENTS for arguments in commands(document)]
+ALL_COMMANDS = [(document, arguments) for document in DOCUMENTS for arguments in commands(fences(document))]
+ALL_COMMANDS += [(ROOT / "samssl/examples.py", arguments) for arguments in commands(EXAMPLES.values())]
 
 
 def test_there_are_configs_and_commands_to_check() -> None:
     assert {path.parent.name for path in CONFIGS} >= {"runs", "studies"}
-    assert {document.name for document, _ in ALL_COMMANDS} >= {"README.md", "how-to.md"}
+    assert {document.name for document, _ in ALL_COMMANDS} >= {
+        "README.md",
+        "how-to.md",
+        "tutorial.md",
+        "few-cases.md",
+        "examples.py",
+    }
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -154,6 +162,7 @@ def test_a_documented_command_is_accepted(
 def test_the_readme_names_every_file() -> None:
     """The tree: two spaces a level, folders end in a slash, one line a file."""
     tree = next(fence for fence in fences(ROOT / "README.md") if fence.startswith("pipelines/"))
+    pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")}
     named, folders = set(), []
     for line in tree.splitlines():
         indent, name = re.match(r"( *)(\S+)", line).groups()  # pyright: ignore[reportOptionalMemberAccess]
@@ -166,3 +175,4 @@ def test_the_readme_names_every_file() -> None:
     files -= {name for name in files if name.endswith("__init__.py") or "/recipes/public/" in name}
     assert {name for name in named if name.startswith(tuple(folders)) and not name.endswith("/")} == files
     assert all((ROOT / name).exists() for name in named)
+    assert {name for name in named if name.startswith("docs/") and name.endswith(".md")} == pages
