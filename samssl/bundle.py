@@ -106,7 +106,10 @@ def read_bundle(path: Path) -> Bundle:
             f"{path} is not a model bundle: {error}. Give the folder that finetune wrote."
         ) from None
     if not isinstance(tree, dict) or tree.get("format") not in READABLE:
-        raise BundleError(f"{path} has a bundle format that this version cannot read; it reads {READABLE}.")
+        raise BundleError(
+            f"{path} has a bundle format that this version cannot read; it reads {READABLE}. Use the samssl "
+            "that wrote it (environment.json of its run says which), or fine-tune again."
+        )
     return Bundle(
         model=build_config(ModelConfig, tree["model"], source=str(path)),
         strategy=build_config(StrategyConfig, tree["strategy"], source=str(path)),
@@ -153,6 +156,9 @@ def load_segmenter(path: Path, base: Path | None = None) -> Any:
     needed = trained_tensors(segmenter).keys()
     if needed != tuned.keys():
         wrong = sorted(needed ^ tuned.keys())
-        raise BundleError(f"The tensors of {path} do not fit its strategy: {', '.join(wrong[:8])}.")
+        raise BundleError(
+            f"The tensors of {path} do not fit its strategy: {', '.join(wrong[:8])}. It was changed or "
+            "copied in part: copy it whole from its run, or fine-tune again."
+        )
     put_weights(segmenter, tuned)
     return segmenter.eval()

@@ -79,7 +79,10 @@ class ServerLedger:
         try:
             ask(self.uri, lambda client: client.get_run(run_id))
         except MlflowException:
-            raise UserError(f"'{run_id}' is neither a path nor a run in {shown(self.uri)}.") from None
+            raise UserError(
+                f"'{run_id}' is neither a path nor a run in {shown(self.uri)}. Check its spelling and "
+                "MLFLOW_TRACKING_URI."
+            ) from None
         return Run(self.uri, run_id)
 
 

@@ -67,7 +67,10 @@ def _role_written(run: Run) -> Role:
     for role in reversed(KEPT):
         if f"output.{role}" in run.tags():
             return role
-    raise UserError(f"Run {run.run_id} wrote no bundle and no encoder that could be promoted.")
+    raise UserError(
+        f"Run {run.run_id} wrote no bundle and no encoder that could be promoted. Give a run of pretrain or "
+        "finetune that has finished."
+    )
 
 
 def _role_of(path: Path) -> Role:
@@ -84,7 +87,10 @@ def _writer_of(path: Path, ledger: ServerLedger) -> Run:
 
 def _registration(role: Role, path: Path, digest: str) -> Registration:
     if not path.exists():
-        raise UserError(f"{path} is not there any more, and was not registered by its run.")
+        raise UserError(
+            f"{path} is not there any more, and was not registered by its run. Put it back, or promote "
+            "another one."
+        )
     names = RegisterConfig()
     if role == "bundle":
         registration = bundle_registration(path, read_bundle(path), names)
@@ -93,7 +99,10 @@ def _registration(role: Role, path: Path, digest: str) -> Registration:
         settings = build_config(ModelConfig, model, source=str(path.parent))
         registration = encoder_registration(path, settings, names)
     if registration.digest != digest:
-        raise UserError(f"{path} has changed since its run wrote it: it is not registered.")
+        raise UserError(
+            f"{path} has changed since its run wrote it: it is not registered. Put the original back, or run "
+            "its stage again."
+        )
     return registration
 
 

@@ -43,7 +43,10 @@ def run_sweep(config: SweepConfig) -> Path:
         best = best_point(table)
         if best is None:
             failures = "\n".join(f"  {row.point}: {row.error}" for row in table.itertuples())
-            raise UserError(f"No trial of the sweep came to its end:\n{failures}")
+            raise UserError(
+                f"No trial of the sweep came to its end:\n{failures}\n"
+                "Mend what these say; the same command tries them again."
+            )
         tested = _test_best(config, next(point for point in points if in_words(point) == best), place)
         axes = dict(zip(config.space, short_names(list(config.space)), strict=True))
         page = write_sweep_report(config.out, config.name, table, axes, best, tested)

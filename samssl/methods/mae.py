@@ -45,7 +45,9 @@ class MaeConfig:
 
     def __post_init__(self) -> None:
         if self.decoder_dim % self.decoder_heads or self.decoder_dim % 4:
-            raise ValueError(f"decoder_dim {self.decoder_dim} is not a multiple of decoder_heads and of 4")
+            raise ValueError(
+                f"decoder_dim {self.decoder_dim} is not a multiple of decoder_heads and of 4; choose one"
+            )
 
 
 class MaskedAutoencoder(nn.Module):
@@ -72,7 +74,10 @@ class MaskedAutoencoder(nn.Module):
         self.masking, self.targets, self.predicted_share = masking, targets, mae.predicted_share
         slots = window_size(image_encoder) ** 2
         if round(slots * (1 - masking.ratio)) in (0, slots):
-            raise UserError(f"masking.ratio {masking.ratio} hides none or all of a window's {slots} tokens.")
+            raise UserError(
+                f"masking.ratio {masking.ratio} hides none or all of a window's {slots} tokens. "
+                "Choose one nearer to 0.75."
+            )
         width = image_encoder.patch_embed.proj.out_channels
         self.patch = patch_side(image_encoder)
         self.norm = nn.LayerNorm(width, eps=1e-6)

@@ -48,7 +48,10 @@ class SimMim(nn.Module):
         self.patch = token_side(image_encoder)
         count = (image_size // self.patch) ** 2
         if round(count * (1 - masking.ratio)) in (0, count):
-            raise UserError(f"masking.ratio {masking.ratio} hides none or all of an image's {count} tokens.")
+            raise UserError(
+                f"masking.ratio {masking.ratio} hides none or all of an image's {count} tokens. "
+                "Choose one nearer to 0.75."
+            )
         self.mask_token = nn.Parameter(torch.zeros(mask_width(image_encoder)))
         self.norm = nn.LayerNorm(token_width(image_encoder), eps=1e-6)
         self.head = nn.Linear(token_width(image_encoder), channels * self.patch**2)

@@ -43,7 +43,7 @@ class SwinUnetrConfig:
 
     def __post_init__(self) -> None:
         if self.features % 12:
-            raise ValueError(f"features {self.features} is not a multiple of 12")
+            raise ValueError(f"features {self.features} is not a multiple of 12; choose one, as 24 or 48")
 
 
 @config

@@ -78,7 +78,8 @@ def interpolate_positions(
     old = math.isqrt(positions.shape[1] - 1)
     if old * old != positions.shape[1] - 1:
         raise CheckpointError(
-            f"{source} has {positions.shape[1]} positions; a class token and a square grid were expected."
+            f"{source} has {positions.shape[1]} positions; a class token and a square grid "
+            "were expected. Give an official MAE checkpoint of a ViT as it was published."
         )
     grid = positions[:, 1:].float().unflatten(1, (old, old)).permute(0, 3, 1, 2)
     resized = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)

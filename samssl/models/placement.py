@@ -33,7 +33,9 @@ def chosen_blocks(encoder: nn.Module, numbers: Sequence[int] | None, field: str)
         return blocks
     beyond = [number for number in numbers if not 0 <= number < len(blocks)]
     if beyond:
-        raise UserError(f"{field} names {beyond}, but the encoder has blocks 0 to {len(blocks) - 1}.")
+        raise UserError(
+            f"{field} names {beyond}, but the encoder has blocks 0 to {len(blocks) - 1}. Choose among these."
+        )
     names = list(blocks)
     return {names[number]: blocks[names[number]] for number in numbers}
 

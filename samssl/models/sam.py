@@ -57,7 +57,7 @@ class ModelConfig:
         if self.image_size % patch_size(self.variant):
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of the patch size of {self.variant}, "
-                f"which is {patch_size(self.variant)}"
+                f"which is {patch_size(self.variant)}; choose a multiple"
             )
 
 
