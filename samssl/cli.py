@@ -45,6 +45,12 @@ STAGES = {
         "samssl.cluster.stages:run_prepare",
         source="data.root",
     ),
+    "inspect": Stage(
+        "scans or a slice store to a page of what they are, what may be wrong, and settings that suit them",
+        "samssl.data.inspection:InspectConfig",
+        "samssl.cluster.inspecting:run_inspect",
+        source="source",
+    ),
     "pretrain": Stage(
         "slice store to a SAM-format encoder checkpoint, without labels",
         "samssl.train.pretrain:PretrainConfig",

@@ -15,6 +15,12 @@ samssl prepare --config ray_configs/runs/hippocampus_prepare.yaml data.root=/dat
 samssl prepare name=lesions out=runs/lesions/store data.root=/data/lesions data.modality=US \\
     'data.labels={1: lesion}' 'data.patient_pattern=^(\\d+)_'
 """,
+    "inspect": """
+# before anything is prepared: scans of a public data set
+samssl inspect /data/Dataset_BUSI_with_GT data.recipe=busi name=busi out=runs/busi/inspect
+# a slice store, with its splits
+samssl inspect runs/hippocampus_stages/store out=runs/hippocampus_stages/inspect
+""",
     "pretrain": """
 # on the store that the example of `samssl prepare` writes
 samssl pretrain --config ray_configs/runs/hippocampus_pretrain.yaml

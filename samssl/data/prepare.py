@@ -15,11 +15,11 @@ from samssl.config import Count, UserError, config, config_digest
 from samssl.data.cases import CASE_FILE, CaseFacts, Origin, files_of, reusable_case, write_case
 from samssl.data.entries import Entry, without_names
 from samssl.data.index import INDEX_COLUMNS, STATISTICS
-from samssl.data.masks import read_labels
 from samssl.data.parallel import Run, local_map, with_progress
 from samssl.data.pseudonyms import write_listing
+from samssl.data.reading import read_entry
 from samssl.data.recipe import fill_from_recipe
-from samssl.data.scans import Modality, read_scan
+from samssl.data.scans import Modality
 from samssl.data.slices import MANIFEST_FILE, REJECTED_FILE, write_index
 from samssl.data.sources import DataSource, Found, find_sources
 from samssl.data.splits import SplitConfig, official_splits, one_patient_per_image, split_patients
@@ -123,17 +123,7 @@ class _CaseTask:
             facts = reusable_case(self.out, entry.case, origin)
             if facts:
                 return CaseResult(entry, facts, "", wrote=False)
-            scan = read_scan(
-                entry.image, modality, self.source.axis, files=entry.files, volume=self.source.volume
-            )
-            mask = read_labels(
-                entry.mask_files,
-                scan,
-                self.labels,
-                self.source.mask_rules(),
-                values=self.source.mask_values,
-                part_labels=entry.part_labels,
-            )
+            scan, mask = read_entry(entry, self.source, self.labels, modality)
         except UserError as error:
             reason = str(error) if self.source.public_names else without_names(str(error), entry)
             return CaseResult(entry, None, reason, wrote=False)

@@ -41,7 +41,7 @@ def count_vanishing(
         present = set(np.unique(mask).tolist())
         for class_id, members in classes.members.items():
             if present.intersection(members):
-                counts[class_id] += _count(np.isin(mask, members), input_side, loss_side)
+                counts[class_id] += vanishing_objects(np.isin(mask, members), input_side, loss_side)
     return [Vanishing(name, *counts[class_id].tolist()) for class_id, name in classes.names.items()]
 
 
@@ -61,7 +61,7 @@ def say_vanishing(found: Sequence[Vanishing], input_side: int, loss_side: int) -
     return "\n".join([first, *lines])
 
 
-def _count(inside: np.ndarray, input_side: int, loss_side: int) -> Int[np.ndarray, "3"]:
+def vanishing_objects(inside: np.ndarray, input_side: int, loss_side: int) -> Int[np.ndarray, "3"]:
     """Objects in a mask of one class [H, W], and how many of them vanish at the two sizes."""
     from scipy import ndimage
 

@@ -1,0 +1,31 @@
+"""One scan of a data set with its mask, read as the data set's settings say."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Integer
+
+from samssl.data.entries import Entry
+from samssl.data.masks import read_labels
+from samssl.data.scans import Modality, Scan, read_scan
+from samssl.data.sources import DataSource
+
+
+def read_entry(
+    entry: Entry, source: DataSource, labels: Mapping[int, str], modality: Modality
+) -> tuple[Scan, Integer[np.ndarray, "Z H W"] | None]:
+    """The scan, and its label ids on the scan's grid; None without a mask.
+
+    Raises:
+        UserError: either cannot be read, or they do not belong together.
+    """
+    scan = read_scan(entry.image, modality, source.axis, files=entry.files, volume=source.volume)
+    mask = read_labels(
+        entry.mask_files,
+        scan,
+        labels,
+        source.mask_rules(),
+        values=source.mask_values,
+        part_labels=entry.part_labels,
+    )
+    return scan, mask
