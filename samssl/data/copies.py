@@ -45,7 +45,9 @@ def find_copies(cases: Sequence[CaseFingerprint]) -> list[Pair]:
     hashes, normed = phash(greys), _normed(greys)
     pairs = []
     for start in range(0, len(cases), _BLOCK):
-        bits = np.unpackbits(hashes[start : start + _BLOCK, None] ^ hashes[None], axis=2).sum(axis=2)
+        bits = np.bitwise_count(np.bitwise_xor(hashes[start : start + _BLOCK, None], hashes[None])).sum(
+            axis=2
+        )
         for row, column in zip(*np.nonzero(bits <= NEAR_BITS), strict=True):
             first, second = start + int(row), int(column)
             correlation = float(normed[first] @ normed[second])
@@ -61,7 +63,7 @@ def phash(greys: Float[np.ndarray, "N 1024"]) -> Integer[np.ndarray, "N 8"]:
     """The hash of each image, as 8 bytes."""
     from scipy.fft import dctn
 
-    low = dctn(greys.reshape(-1, 32, 32), axes=(1, 2))[:, :8, :8].reshape(-1, 64)
+    low = np.asarray(dctn(greys.reshape(-1, 32, 32), axes=(1, 2)))[:, :8, :8].reshape(-1, 64)
     return np.packbits(low > np.median(low, axis=1, keepdims=True), axis=1)
 
 

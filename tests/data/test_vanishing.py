@@ -9,7 +9,7 @@ from scipy import ndimage
 from samssl.data.classes import run_classes
 from samssl.data.resize import downsample_labels, fit_labels
 from samssl.data.slices import SliceStore
-from samssl.data.vanishing import Vanishing, _count, count_vanishing, say_vanishing
+from samssl.data.vanishing import Vanishing, count_vanishing, say_vanishing, vanishing_objects
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (31, 50), (50, 31)])
@@ -20,7 +20,7 @@ def test_counted_is_what_resizing_loses(shape: tuple[int, int], sides: tuple[int
     at_input = fit_labels(torch.from_numpy(numbered)[None].long(), sides[0])
     at_loss = downsample_labels(at_input, (sides[1], sides[1]))
     left = [len(set(labels.unique().tolist()) - {0}) for labels in (at_input, at_loss)]
-    assert _count(inside, *sides).tolist() == [objects, objects - left[0], objects - left[1]]
+    assert vanishing_objects(inside, *sides).tolist() == [objects, objects - left[0], objects - left[1]]
 
 
 @pytest.fixture

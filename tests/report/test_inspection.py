@@ -1,6 +1,7 @@
 """`samssl inspect` on data in which mistakes were planted."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def box(low: int = 8, high: int = 16, label: int = 1) -> np.ndarray:
     return mask
 
 
-def write_set(root: Path, scans: dict[str, tuple[np.ndarray, np.ndarray | None]]) -> Path:
+def write_set(root: Path, scans: Mapping[str, tuple[np.ndarray, np.ndarray | None]]) -> Path:
     for name, (image, mask) in scans.items():
         for folder, array in (("images", image), ("masks", mask)):
             if array is not None:
