@@ -17,6 +17,7 @@ from torch import Tensor
 
 from samssl.config import UserError, build_config, to_tree
 from samssl.data.classes import Classes, run_classes
+from samssl.data.familiarity import Fingerprint, read_fingerprint, take_fingerprint
 from samssl.data.inputs import InputConfig
 from samssl.data.slices import SliceStore
 from samssl.files import read_json, sha256_tree, write_json, written_aside
@@ -60,6 +61,8 @@ class Bundle:
     """Whether the classes are regions that may share voxels."""
     mode: str = "automatic"
     """Whether it segments by itself (automatic) or what it is prompted for (promptable)."""
+    fingerprint: Fingerprint | None = None
+    """What the training data looked like; None in bundles of versions that did not note it."""
     format: int = FORMAT
 
     @property
@@ -83,6 +86,7 @@ def write_bundle(path: Path, config: FinetuneConfig, store: SliceStore, tuned: d
         classes=config.data.classes,
         overlapping=config.data.overlapping,
         mode=config.mode,
+        fingerprint=take_fingerprint(store),
     )
     with written_aside(path) as folder:
         folder.mkdir()
@@ -120,6 +124,7 @@ def read_bundle(path: Path) -> Bundle:
         classes=_read_classes(tree.get("classes")),
         overlapping=bool(tree.get("overlapping", False)),
         mode=str(tree.get("mode", "automatic")),
+        fingerprint=read_fingerprint(tree.get("fingerprint")),
         format=int(tree["format"]),
     )
 

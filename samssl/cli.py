@@ -23,8 +23,8 @@ class Stage:
     help: str
     config: str
     function: str
-    source: str = ""
-    """The field that an argument without `=` stands for."""
+    sources: tuple[str, ...] = ()
+    """The fields that arguments without `=` stand for, in this order; the last one may be a list."""
 
 
 BEGIN = """to begin:
@@ -43,13 +43,13 @@ STAGES = {
         "scans to a slice store",
         "samssl.data.prepare:PrepareConfig",
         "samssl.cluster.stages:run_prepare",
-        source="data.root",
+        sources=("data.root",),
     ),
     "inspect": Stage(
         "scans or a slice store to a page of what they are, what may be wrong, and settings that suit them",
         "samssl.data.inspection:InspectConfig",
         "samssl.cluster.inspecting:run_inspect",
-        source="source",
+        sources=("source",),
     ),
     "pretrain": Stage(
         "slice store to a SAM-format encoder checkpoint, without labels",
@@ -70,6 +70,12 @@ STAGES = {
         "model bundle to per-case scores",
         "samssl.evaluate:EvaluateConfig",
         "samssl.cluster.stages:run_evaluate",
+    ),
+    "predict": Stage(
+        "masks of new scans: samssl predict BUNDLE SCAN... --out DIR",
+        "samssl.predicting:PredictConfig",
+        "samssl.predicting:run_predict",
+        sources=("bundle", "scans"),
     ),
     "nnunet": Stage(
         "labelled cases to an nnU-Net and its scores, to compare with",
@@ -108,6 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a `UserError` is one message on stderr and exit code 1."""
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
+    if rest and parsed.run is _run_stage and not any(argument.startswith("-") for argument in rest):
+        parsed.overrides, rest = [*parsed.overrides, *rest], []  # those after an option
     if rest and parsed.run is not _run_bench:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     parsed.rest = rest
@@ -143,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, stage in STAGES.items():
         command = commands.add_parser(name, help=stage.help, description=stage.help, add_help=False)
         command.add_argument("--config", type=config_file, help="YAML file with the fields below")
+        command.add_argument("--out", metavar="DIR", help="the same as out=DIR")
         command.add_argument("--help", "-h", action="store_true", help="show this page")
         command.add_argument("overrides", nargs="*", metavar="field=value", help="as in optim.lr=3e-4")
         command.set_defaults(run=_run_stage, stage=stage, parser=command, name=name)
@@ -177,7 +186,9 @@ def _add_demo(commands: Any) -> None:
     text = "the whole study on simulated subjects: ten minutes on two cores, no data needed"
     demo = commands.add_parser("demo", help=text, description=text)
     demo.add_argument("overrides", nargs="*", metavar="field=value", help="as for `samssl study`")
-    demo.set_defaults(run=_run_stage, stage=STAGES["study"], config=config_file(str(DEMO)), help=False)
+    demo.set_defaults(
+        run=_run_stage, stage=STAGES["study"], config=config_file(str(DEMO)), help=False, out=None
+    )
 
 
 def _add_doctor(commands: Any) -> None:
@@ -298,20 +309,28 @@ def _run_stage(parsed: argparse.Namespace) -> None:
     if parsed.help:
         print("\n".join((parsed.parser.format_help(), _list_fields(config_class), "", example(parsed.name))))
         return
-    if parsed.config is None and not parsed.overrides:
+    arguments = [*parsed.overrides, *([f"out={parsed.out}"] if parsed.out else [])]
+    if parsed.config is None and not arguments:
         raise UserError(
             f"`samssl {parsed.name}` needs its settings: give --config FILE, or fields as name=value. "
             f"`samssl {parsed.name} --help` lists them and ends with examples."
         )
-    overrides = parse_overrides(_named(parsed.overrides, parsed.stage.source))
+    overrides = _named(arguments, parsed.stage.sources)
     _load(parsed.stage.function)(load_config(config_class, parsed.config, overrides))
 
 
-def _named(arguments: Sequence[str], source: str) -> list[str]:
-    """`samssl prepare FOLDER` as `samssl prepare data.root=FOLDER`."""
-    if not source:
-        return list(arguments)
-    return [argument if "=" in argument else f"{source}={argument}" for argument in arguments]
+def _named(arguments: Sequence[str], sources: Sequence[str]) -> dict[str, Any]:
+    """`samssl prepare FOLDER` as `data.root=FOLDER`, `samssl predict B S T` as `bundle=B scans=[S, T]`."""
+    if not sources:
+        return parse_overrides(arguments)
+    bare = [argument for argument in arguments if "=" not in argument]
+    overrides = parse_overrides([argument for argument in arguments if "=" in argument])
+    overrides |= dict(zip(sources, bare, strict=False))
+    if len(sources) > 1 and len(bare) >= len(sources):
+        overrides[sources[-1]] = bare[len(sources) - 1 :]
+    elif len(bare) > len(sources):
+        raise UserError(f"'{bare[1]}' is one too many: give one {sources[0]}, and all else as field=value.")
+    return overrides
 
 
 def _run_submit(parsed: argparse.Namespace) -> None:

@@ -52,6 +52,13 @@ samssl evaluate --config ray_configs/runs/hippocampus_evaluate.yaml
 # any bundle on any store with the same label map, in bf16
 samssl evaluate bundle=runs/mine/finetune/bundle store=runs/mine/store out=runs/mine/evaluate precision=bf16
 """,
+    "predict": """
+# the mask of a scan, on the scan's own voxels: runs/masks/scan_mask.nii.gz
+samssl predict runs/mine/finetune/bundle scan.nii.gz --out runs/masks
+# every scan of a folder, DICOM series too, by three bundles together, without specks
+samssl predict runs/mine/finetune/bundle /data/new --out runs/masks min_component_ml=0.1 \\
+    'more_bundles=[runs/seed1/finetune/bundle, runs/seed2/finetune/bundle]'
+""",
     "nnunet": """
 # needs pip install 'samssl[nnunet]'; the same five patients as shots=5 and seed 0 of a study
 samssl nnunet out=runs/nnunet store=/data/my-store shots=5 shot_seed=0

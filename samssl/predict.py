@@ -1,6 +1,6 @@
 """Slices of a case to classes on the case's own voxels."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -46,14 +46,10 @@ class Predictor:
     def segment_rows(self, rows: Sequence[int]) -> ClassMap:
         """The classes in slices of one case, by the rows of the index; logits, not classes, are resized."""
         self.segmenter.eval()
-        at_once = max(1, UPSAMPLED_BYTES // (4 * self._classes.num_outputs * self.image_size**2))
         _, height, width = self.store.shape(self.store.rows.case_name(rows[0]))
-        logits_of, slices = self.logits_of or self._compute_logits, []
-        for first in range(0, len(rows), BATCH_SIZE):
-            for part in logits_of(rows[first : first + BATCH_SIZE]).float().split(at_once):
-                native = unfit_square(part, height, width, self.image_size)
-                slices.append(self._classes.decide(native).cpu().numpy())
-        found = np.concatenate(slices)
+        logits_of = self.logits_of or self._compute_logits
+        native = native_logits(logits_of, rows, (height, width), self.image_size, self._classes.num_outputs)
+        found = np.concatenate([self._classes.decide(part).cpu().numpy() for part in native])
         return found.swapaxes(0, 1) if self._classes.overlapping else found
 
     def _compute_logits(self, rows: Sequence[int]) -> Float[Tensor, "B outputs h w"]:
@@ -80,6 +76,16 @@ class Predictor:
             reference = np.stack([mask for mask in masks if mask is not None])
             tables.append(score_rows(self.store, case, self.segment_rows(own), reference, self._classes))
         return pd.concat(tables, ignore_index=True)
+
+
+def native_logits(
+    logits_of: LogitsOfRows, rows: Sequence[int], shape: tuple[int, int], image_size: int, num_outputs: int
+) -> Iterator[Float[Tensor, "B outputs H W"]]:
+    """Logits on the pixels of slices of this `shape` (rows, columns), a few slices at a time."""
+    at_once = max(1, UPSAMPLED_BYTES // (4 * num_outputs * image_size**2))
+    for first in range(0, len(rows), BATCH_SIZE):
+        for part in logits_of(rows[first : first + BATCH_SIZE]).float().split(at_once):
+            yield unfit_square(part, *shape, image_size)
 
 
 def score_case(

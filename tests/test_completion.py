@@ -41,7 +41,7 @@ def tab(script: str, *words: str) -> set[str]:
 
 
 def test_commands_fields_and_options_are_completed(script: str) -> None:
-    assert tab(script, "pre") == {"prepare", "pretrain"}
+    assert tab(script, "pre") == {"predict", "prepare", "pretrain"}
     assert tab(script, "pretrain", "optim.l") >= {"optim.lr=", "optim.log_every=", "optim.layer_decay="}
     assert tab(script, "pretrain", "optim.lr_") == {"optim.lr_batch_size="}
     assert "--config" in tab(script, "finetune", "--c")

@@ -8,7 +8,9 @@ import pytest
 CORE = [
     "samssl.bundle",
     "samssl.evaluate",
+    "samssl.inference",
     "samssl.predict",
+    "samssl.predicting",
     "samssl.report.page",
     "samssl.train.finetune",
     "samssl.train.pretrain",
@@ -27,7 +29,19 @@ def test_core_imports_without_ray_mlflow_and_lightly() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["simulate", "prepare", "pretrain", "finetune", "export", "evaluate", "nnunet", "report", "study"]
+    "name",
+    [
+        "simulate",
+        "prepare",
+        "pretrain",
+        "finetune",
+        "export",
+        "evaluate",
+        "predict",
+        "nnunet",
+        "report",
+        "study",
+    ],
 )
 def test_pipeline_names_shadow_no_installed_package(name: str) -> None:
     """`python pipelines/x.py` puts that folder first on the path."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from samssl.config import PositiveFloat, PositiveInt, UserError, config
 from samssl.data.intensity import CaseIntensity, Rule, Window, range_by_rule, window_hu
 from samssl.data.resize import fit_square
-from samssl.data.slices import SliceStore
+from samssl.data.slices import Slices, SliceStore
 
 
 @config
@@ -70,7 +70,7 @@ def value_ranges(inputs: InputConfig, values: CaseIntensity) -> Float[np.ndarray
     return np.array([one] * (3 if inputs.channels == "windows" else 1))
 
 
-def slices_seen(inputs: InputConfig, store: SliceStore, row: int) -> list[int]:
+def slices_seen(inputs: InputConfig, store: Slices, row: int) -> list[int]:
     """The z indices that are read for a row: the slice, or it and its neighbours, clamped to the volume."""
     z, last = int(store.rows.z[row]), store.rows.num_slices(row) - 1
     if inputs.channels != "neighbours":
@@ -97,7 +97,7 @@ def range_above_floor(ranges: Float[np.ndarray, "R 2"]) -> Float[Tensor, "R 2"]:
 
 
 def input_slice(
-    store: SliceStore,
+    store: Slices,
     row: int,
     inputs: InputConfig,
     read: Callable[[str, int], np.ndarray] | None = None,
@@ -114,7 +114,7 @@ def input_slice(
 
 
 def square_images(
-    store: SliceStore, rows: Sequence[int], size: int, inputs: InputConfig, device: torch.device
+    store: Slices, rows: Sequence[int], size: int, inputs: InputConfig, device: torch.device
 ) -> Float[Tensor, "B C size size"]:
     """Slices of one case on the model's square input, intensities in [0, 1], on `device`."""
     pairs = [input_slice(store, row, inputs) for row in rows]

@@ -60,14 +60,35 @@ def read_scan(
     Raises:
         UserError: the file cannot be read, or holds something other than one finite, varied scan.
     """
+    return scan_of(read_grid(path, files=files, volume=volume), modality, path, axis)
+
+
+def read_grid(path: Path, *, files: Sequence[Path] = (), volume: int | None = None) -> Grid:
+    """The voxels as the file orders them.
+
+    That is (i, j, k) of NIfTI and its like, (column, row, slice) of DICOM, (0, row, column) of a 2D image.
+
+    Raises:
+        UserError: the file cannot be read, or holds several volumes without `volume` to choose one.
+    """
     if files or is_dicom(path):
-        grid = dicom.read_dicom(files or (path,), path, volume)
-    elif _kind(path) in IMAGE_SUFFIXES:
-        return _scan(images.read_grey(path, volume), modality, path)
-    else:
-        grid = _read_volume(path, volume)
+        return dicom.read_dicom(files or (path,), path, volume)
+    if is_image(path):
+        return images.read_grey(path, volume)
+    return _read_volume(path, volume)
+
+
+def scan_of(grid: Grid, modality: Modality, path: Path, axis: Axis = "auto") -> Scan:
+    """What `read_grid` read from `path`, cut into slices as `read_scan` does it."""
+    if is_image(path) and not is_dicom(path):
+        return _scan(grid, modality, path)
     codes = geometry.ORIENTATIONS[geometry.slicing_axis(grid, axis)]
     return _scan(geometry.orient(grid, codes), modality, path)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is named as a 2D image."""
+    return path.name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def read_mask(

@@ -14,17 +14,18 @@ import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import fsspec
 import numpy as np
 import pandas as pd
-from jaxtyping import Integer, Shaped
+from jaxtyping import Int, Integer, Shaped
 
 from samssl.config import UserError, as_url
 from samssl.data.cache import CachedFiles
-from samssl.data.cases import content_digest
+from samssl.data.cases import CASE_FILE, content_digest
 from samssl.data.index import SliceIndex, store_digest
+from samssl.data.intensity import CaseIntensity
 from samssl.data.sealed import seal, unseal
 from samssl.data.shards import ShardedSlices
 from samssl.files import write_bytes
@@ -34,6 +35,42 @@ INDEX_FILE, MANIFEST_FILE, REJECTED_FILE = "index.parquet", "manifest.json", "re
 _FORMATS = (1, 2)
 """Of the manifest. 2 has the statistics of each case in the index; 1 is read as it is, without them."""
 _OPEN_ARRAYS = 16384
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """What a model's input needs of an index: `SliceIndex` has it, and so has a single scan."""
+
+    @property
+    def z(self) -> Int[np.ndarray, " rows"]:
+        """Which slice of its case each row is."""
+        ...
+
+    def case_name(self, row: int) -> str:
+        """The case of a row."""
+        ...
+
+    def num_slices(self, row: int) -> int:
+        """How many slices the case of a row has."""
+        ...
+
+    def intensity(self, row: int) -> CaseIntensity:
+        """What is known of the values of a row's case."""
+        ...
+
+
+@runtime_checkable
+class Slices(Protocol):
+    """Slices by their rows: a `SliceStore`, or a scan that is in none."""
+
+    @property
+    def rows(self) -> Rows:
+        """Facts of each slice."""
+        ...
+
+    def image_slice(self, case: str, z: int) -> Shaped[np.ndarray, "H W"]:
+        """One slice, in native type and units."""
+        ...
 
 
 class SliceStore:
@@ -94,6 +131,11 @@ class SliceStore:
         """Slices, rows and columns of the volume."""
         with self._naming(case):
             return self._array(case, "image").shape
+
+    def affine(self, case: str) -> list[list[float]]:
+        """From the (z, y, x) index of a case to RAS mm."""
+        with self._naming(case):
+            return unseal(self._files.cat_file(f"{self._path}/cases/{case}.zarr/{CASE_FILE}"))["affine"]
 
     def mask_slice(self, case: str, z: int) -> Integer[np.ndarray, "H W"] | None:
         """One slice of the label ids; None if the case has no mask."""

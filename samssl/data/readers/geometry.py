@@ -76,6 +76,23 @@ def slicing_axis(grid: Grid, axis: str) -> str:
     return names[widest] if spacing[widest] > 1.5 * spacing[others[-1]] else "axial"
 
 
+def axis_of(affine: np.ndarray) -> str:
+    """Across which axis an oriented (z, y, x) volume is cut: axial, coronal or sagittal."""
+    towards = "".join(nib.orientations.aff2axcodes(affine))
+    return next((axis for axis, codes in ORIENTATIONS.items() if codes == towards), "axial")
+
+
+def turned_onto(
+    array: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], target: Float[np.ndarray, "4 4"]
+) -> np.ndarray:
+    """The values of `array` in the order of the same grid's axes that has `shape` and the affine `target`."""
+    change = nib.orientations.io_orientation(np.linalg.inv(target) @ affine)
+    turned = _turned(Grid(array, affine), change)
+    assert turned.array.shape == shape
+    assert np.allclose(turned.affine, target, atol=1e-3)
+    return np.ascontiguousarray(turned.array)
+
+
 def spacing_mm(affine: np.ndarray) -> tuple[float, float, float]:
     """Length of a step along each axis of the array."""
     z, y, x = np.linalg.norm(affine[:3, :3], axis=0).tolist()

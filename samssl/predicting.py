@@ -1,0 +1,200 @@
+"""Masks of new scans as files, in the scans' own voxels.
+
+    <out>/NAME_mask.nii.gz       class ids; NAME_CLASS.nii.gz of each where classes overlap; .png of 2D images
+    <out>/NAME_entropy.nii.gz    with `entropy`
+    <out>/labels.json            class id to name
+    <out>/predictions.csv        for each scan volumes, uncertainty, warnings, or why there is no mask
+
+NAME is that of the scan's file: who keeps it from others must keep these files from them, too. What is
+printed names no scan.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from samssl.config import UserError, config
+from samssl.data.entries import known_modality, plain_name
+from samssl.data.layouts.listing import stem
+from samssl.data.readers.dicom import read_header, read_modality
+from samssl.data.readers.files import is_dicom
+from samssl.data.scans import Modality, is_image
+from samssl.data.sources import DataSource, find_sources
+from samssl.files import write_json, write_text, written_aside
+from samssl.inference import InferenceConfig, LoadedBundle, Prediction
+
+LABELS_FILE, TABLE_FILE = "labels.json", "predictions.csv"
+
+
+@config
+class PredictConfig(InferenceConfig):
+    """A model bundle and scans to their masks."""
+
+    bundle: Path
+    """The bundle that `finetune` wrote."""
+    scans: tuple[Path, ...]
+    """Files and folders; of a folder every scan, as `prepare` finds them. They need no masks."""
+    out: Path
+    """Folder for the masks."""
+    more_bundles: tuple[Path, ...] = ()
+    """Bundles of the same classes (folds, seeds) that predict together with it."""
+    base: Path | None = None
+    """The bundles' base weights, if they are not where they were when they were made."""
+    format: Literal["auto", "nifti", "png"] = "auto"
+    """Of the masks; auto: PNG of PNG, JPEG and other 2D images, else NIfTI."""
+    entropy: bool = False
+    """Also write each voxel's entropy, from 0 (sure) to 1 (no idea)."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One scan to segment."""
+
+    name: str
+    image: Path
+    files: tuple[Path, ...] = ()
+    """Of a DICOM series."""
+    modality: Modality | None = None
+    """As the file says it."""
+
+
+def run_predict(config: PredictConfig) -> None:
+    """Write the masks, and say where they are and how fast it was.
+
+    Raises:
+        UserError: there is no scan, or some could not be segmented; the others are.
+    """
+    bundle = LoadedBundle([config.bundle, *config.more_bundles], config.base)
+    asked = find_scans(config, bundle)
+    began, rows = time.monotonic(), []
+    write_json(config.out / LABELS_FILE, bundle.classes.names)
+    for number, scan in enumerate(tqdm(asked, desc="predict", unit="scan", mininterval=2), start=1):
+        rows.append(_row(config, bundle, scan))
+        for warning in rows[-1]["warnings"]:
+            tqdm.write(f"predict: scan {number} of {len(asked)} is unlike the training data. {warning}")
+    table = pd.DataFrame(rows).assign(warnings=[" ".join(row["warnings"]) for row in rows])
+    write_text(config.out / TABLE_FILE, table.to_csv(index=False))
+    if not bundle.knows_training_data:
+        print(
+            "predict: whether scans look like the training data is unknown: the bundle is of an older version"
+        )
+    failed = int((table["problem"] != "").sum())
+    print(
+        f"predict: {len(asked) - failed} masks in {time.monotonic() - began:.1f} s: {config.out}", flush=True
+    )
+    if failed:
+        raise UserError(
+            f"{failed} of {len(asked)} scans could not be segmented; the column `problem` of "
+            f"{config.out / TABLE_FILE} says why."
+        )
+
+
+def find_scans(config: PredictConfig, bundle: LoadedBundle) -> list[Asked]:
+    """The scans of all files and folders.
+
+    Raises:
+        UserError: there is none, two have the same name, or masks would be written among scans.
+    """
+    found = [scan for path in config.scans for scan in _below(path.expanduser(), config, bundle)]
+    if not found:
+        raise UserError("No scans are given. Name files or folders: samssl predict BUNDLE SCAN... --out DIR.")
+    name, count = Counter(scan.name for scan in found).most_common(1)[0]
+    if count > 1:
+        raise UserError(
+            f"{count} scans would have the mask {name}_mask. Segment them into folders of their own."
+        )
+    return found
+
+
+def _below(path: Path, config: PredictConfig, bundle: LoadedBundle) -> Iterator[Asked]:
+    if not path.exists():
+        raise UserError(f"There is no scan {path}.")
+    if not path.is_dir():
+        told = read_modality(read_header(path, ("Modality",))) if is_dicom(path) else None
+        yield Asked(plain_name(stem(path)), path, (), told)
+        return
+    if config.out.absolute().is_relative_to(path.absolute()):
+        raise UserError(
+            f"{config.out} lies in {path}, whose files are taken for scans. Choose another folder as out."
+        )
+    source = DataSource(
+        root=path,
+        modality=config.modality or bundle.default_modality,
+        labels=bundle.classes.labels,
+        public_names=True,
+    )
+    for entry in find_sources(source, "predict").entries:
+        yield Asked(entry.case, entry.image, entry.files, known_modality(entry.modality or ""))
+
+
+def _row(config: PredictConfig, bundle: LoadedBundle, scan: Asked) -> dict[str, Any]:
+    """Write the mask of a scan; its row of the table."""
+    try:
+        found = bundle.predict(scan.image, config, files=scan.files, modality=scan.modality)
+        flat = is_image(scan.image) and not is_dicom(scan.image)
+        save_prediction(
+            found, config.out / scan.name, as_png=_as_png(config, found, flat), entropy=config.entropy
+        )
+    except UserError as error:
+        return {"scan": scan.name, "problem": str(error), "warnings": ()}
+    volumes = {f"{name}_ml": found.volume_ml(class_id) for class_id, name in found.names.items()}
+    return {
+        "scan": scan.name,
+        "problem": "",
+        "warnings": found.warnings,
+        "uncertainty": found.uncertainty,
+        "disagreement": found.disagreement,
+        **volumes,
+    }
+
+
+def _as_png(config: PredictConfig, found: Prediction, flat: bool) -> bool:
+    if config.format == "png" and not flat:
+        raise UserError("A PNG holds a single 2D image, and this scan is none: set format=nifti.")
+    return flat and config.format != "nifti"
+
+
+def save_prediction(found: Prediction, stem: Path, *, as_png: bool, entropy: bool = False) -> None:
+    """Write the files of one prediction, whose names begin with `stem`."""
+    masks: dict[str, np.ndarray] = {"mask": found.mask}
+    if found.overlapping:
+        masks = {
+            plain_name(name): found.inside(class_id).astype(np.uint8)
+            for class_id, name in found.names.items()
+        }
+    if entropy:
+        masks["entropy"] = found.entropy.astype(np.float32)
+    for kind, array in masks.items():
+        if as_png:
+            _save_png(stem.with_name(f"{stem.name}_{kind}.png"), array[0])
+        else:
+            text = ", ".join(f"{class_id} {name}" for class_id, name in found.names.items())
+            _save_nifti(stem.with_name(f"{stem.name}_{kind}.nii.gz"), array, found.affine, text)
+
+
+def _save_nifti(path: Path, array: np.ndarray, affine: np.ndarray, text: str) -> None:
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = text.encode("ascii", "replace")[:79]
+    with written_aside(path) as partial:
+        named = partial.with_name(f"{partial.name}.nii.gz")  # nibabel goes by the suffix
+        nib.save(image, named)
+        named.replace(partial)
+
+
+def _save_png(path: Path, array: np.ndarray) -> None:
+    from PIL import Image
+
+    if array.dtype.kind == "f":
+        array = (255 * array).round()
+    values = array.astype(np.uint8 if array.max() < 256 else np.uint16)
+    with written_aside(path) as partial:
+        Image.fromarray(values).save(partial, "PNG")
