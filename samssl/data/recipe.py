@@ -184,7 +184,10 @@ def fill_from_recipe(tree: dict[str, Any]) -> Filled | None:
         return None
     assert isinstance(data, dict)
     recipe = read_recipe(str(name))
-    known = {"data": _data_of(recipe, str(data.get("variant") or "")), "split": _split_of(recipe)}
+    known = {
+        "data": _data_of(recipe, str(data.get("variant") or "")),
+        "split": _split_of(recipe, tree.get("split")),
+    }
     if data.get("csv") or str(data.get("root", "")).endswith(".csv"):
         del known["data"]["layout"]  # a CSV always overrides
     return Filled(str(name), _set_missing(tree, known))
@@ -202,9 +205,11 @@ def _data_of(recipe: Recipe, variant: str) -> dict[str, Any]:
     return {name: value for name, value in known.items() if value not in (None, "")}
 
 
-def _split_of(recipe: Recipe) -> dict[str, Any]:
-    official = {"official": True, "train": 0.8, "val": 0.2} if recipe.has_official_test else {}
-    return official | (recipe.split or {})
+def _split_of(recipe: Recipe, given: Any) -> dict[str, Any]:
+    """The recipe's split; its shares are those of the patients beside the official test ones."""
+    refused = isinstance(given, dict) and str(given.get("official", True)).lower() in ("false", "no", "0")
+    official = {"official": True, "train": 0.8, "val": 0.2}
+    return (official if recipe.has_official_test and not refused else {}) | (recipe.split or {})
 
 
 def _set_missing(tree: dict[str, Any], known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
-from samssl.config import ConfigError, UserError, build_config
+from samssl.config import UserError, build_config
 from samssl.data.entries import Entry
 from samssl.data.masks import read_labels
 from samssl.data.prepare import PrepareConfig, prepare
@@ -23,6 +23,7 @@ from samssl.data.recipe import read_recipe, recipe_names, recipe_tree
 from samssl.data.scans import read_scan
 from samssl.data.slices import SliceStore
 from samssl.data.sources import DataSource, Found, find_sources
+from samssl.data.splits import SplitConfig
 
 
 class Case(NamedTuple):
@@ -229,22 +230,12 @@ def test_the_official_test_patients_are_the_test_split(tmp_path: Path) -> None:
     assert sorted(drawn) == ["train", "train", "train", "val"]
 
 
-def test_unofficial_splits_are_drawn_where_asked_for(tmp_path: Path) -> None:
-    root = tmp_path / "set"
-    build(root, "acdc")
-    config = settings(root, "acdc")
-    assert config.split.official
-    with pytest.raises(ConfigError, match="official"):
-        build_config(
-            PrepareConfig,
-            {
-                "name": "a",
-                "out": "b",
-                "data": {"root": str(root), "recipe": "acdc"},
-                "split": {"official": "maybe"},
-            },
-            "the test",
-        )
+@pytest.mark.parametrize("official", [False, "false"])
+def test_unofficial_splits_are_drawn_where_asked_for(tmp_path: Path, official: object) -> None:
+    data = {"root": str(tmp_path), "recipe": "acdc"}
+    tree = {"name": "a", "out": "b", "data": data, "split": {"official": official}}
+    assert build_config(PrepareConfig, tree, "the test").split == SplitConfig()
+    assert settings(tmp_path, "acdc").split == SplitConfig(official=True, train=0.8, val=0.2)
 
 
 @pytest.mark.parametrize(
