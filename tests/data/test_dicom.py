@@ -135,7 +135,7 @@ def _all(**elements):
     return datasets
 
 
-@pytest.mark.parametrize(("sentence", "make"), WRONG.items(), ids=str)
+@pytest.mark.parametrize(("sentence", "make"), WRONG.items(), ids=list(WRONG))
 def test_what_is_no_regular_volume_is_refused_by_name(tmp_path, sentence, make):
     with pytest.raises(UserError, match=sentence) as error:
         read(make(), tmp_path)
