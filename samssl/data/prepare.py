@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from samssl.config import Count, UserError, config, config_digest
+from samssl.config import Count, UserError, as_url, config, config_digest
 from samssl.data.cases import CASE_FILE, CaseFacts, Origin, files_of, reusable_case, write_case
 from samssl.data.entries import Entry, without_names
 from samssl.data.index import INDEX_COLUMNS, STATISTICS
@@ -56,9 +56,16 @@ class PrepareConfig:
             print(f"prepare: from the recipe {filled.recipe}: {taken}", flush=True)
 
     def __post_init__(self) -> None:
-        """The name becomes part of file names."""
+        """The name becomes part of file names; scans and store lie in folders."""
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
             raise ValueError("name: use letters, digits, dots, dashes and underscores, as in acdc-2017.")
+        if "://" in as_url(self.out):
+            raise ValueError(
+                "out: prepare writes into a folder. Name one, and copy the finished store to the URL, "
+                "manifest.json last."
+            )
+        if "://" in as_url(self.data.root):
+            raise ValueError("data.root: prepare reads from a folder. Copy the scans from the URL into one.")
 
 
 def _brief(value: Any) -> str:

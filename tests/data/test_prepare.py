@@ -1,6 +1,9 @@
 import csv
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import nibabel as nib
@@ -134,6 +137,49 @@ def test_killed_call_is_no_store_and_is_resumed(prepare_config):
     assert prepare(config).wrote == 4
     assert not leftover.exists()
     assert verify_store(config.out) == []
+
+
+_KILLED_IN_THE_MIDDLE = """
+import os, signal, sys
+from pathlib import Path
+from samssl.data.parallel import local_map
+from samssl.data.prepare import PrepareConfig, prepare
+from samssl.data.sources import DataSource
+from samssl.data.splits import SplitConfig
+
+def run(function, items):
+    for number, result in enumerate(local_map(2)(function, items)):
+        if number == 2:
+            os.killpg(0, signal.SIGKILL)
+        yield result
+
+source = DataSource(root=Path(sys.argv[1]), public_names=True)
+split = SplitConfig(train=2.0, val=1.0, test=2.0)
+prepare(PrepareConfig(name="tiny", out=Path(sys.argv[2]), data=source, split=split), run)
+"""
+
+
+def test_finished_cases_outlive_a_kill_of_all_processes(prepare_config, decathlon):
+    undisturbed = prepare(prepare_config("undisturbed", public_names=True)).digest
+    config = prepare_config("killed", public_names=True)
+    command = [sys.executable, "-c", _KILLED_IN_THE_MIDDLE, str(decathlon), str(config.out)]
+    assert subprocess.run(command, start_new_session=True, check=False).returncode == -signal.SIGKILL
+    with pytest.raises(UserError, match="no complete slice store"):
+        SliceStore(config.out)
+    finished = [path.parent for path in config.out.glob("cases/[!.]*/case.json")]
+    before = {path: mtime for case in finished for path, mtime in _mtimes(case).items()}
+    assert len(finished) >= 3
+    summary = prepare(config)
+    assert (summary.wrote, summary.digest) == (7 - len(finished), undisturbed)
+    assert before.items() <= _mtimes(config.out).items()
+    assert verify_store(config.out) == []
+
+
+@pytest.mark.parametrize("field", ["out", "data.root"])
+def test_a_url_is_refused_and_not_taken_for_a_folder(field, tmp_path):
+    fields = {"name": "tiny", "out": str(tmp_path), "data.root": str(tmp_path)}
+    with pytest.raises(ConfigError, match=rf"{field.rpartition('.')[2]}: prepare .* a folder"):
+        load_config(PrepareConfig, None, fields | {field: "s3://bucket/place"})
 
 
 def test_broken_files_are_listed_and_the_rest_goes_on(prepare_config, decathlon):
