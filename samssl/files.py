@@ -26,9 +26,15 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_files(paths: Sequence[Path]) -> str:
-    """SHA-256 of one file; of several, over their digests in order, whatever they are called."""
-    digests = sorted(sha256_file(path) for path in paths)
-    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    """SHA-256 of one file; of several, of their digests: neither names nor order change it."""
+    return sha256_together([sha256_file(path) for path in paths])
+
+
+def sha256_together(digests: Sequence[str]) -> str:
+    """One digest for several; a single one stays what it is."""
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
 
 
 def sha256_tree(root: Path) -> str:

@@ -23,7 +23,7 @@ from samssl.data.scans import Modality
 from samssl.data.slices import MANIFEST_FILE, REJECTED_FILE, write_index
 from samssl.data.sources import DataSource, Found, find_sources
 from samssl.data.splits import SplitConfig, official_splits, one_patient_per_image, split_patients
-from samssl.files import sha256_file, sha256_files, write_bytes
+from samssl.files import sha256_file, sha256_files, sha256_together, write_bytes
 from samssl.scores import SUBGROUP
 
 _FURTHER_SETTINGS = ("volume", "mask_values", "mask_threshold", "mask_colours", "resample_masks")
@@ -113,12 +113,15 @@ class _CaseTask:
     labels: Mapping[int, str]
     modality: Modality
 
-    def settings_sha256(self, modality: Modality) -> str:
-        """Digest of the settings that voxels and facts of a case depend on."""
+    def settings_sha256(self, modality: Modality, parts: Mapping[int, str]) -> str:
+        """Digest of what voxels and facts of a case depend on besides its files.
+
+        `parts` are the digests of masks that are a file for each label: which shows which is not in theirs.
+        """
         settings = {"format": _CASE_FORMAT, "modality": modality, "ids": sorted(self.labels)}
         settings |= {"axis": self.source.axis, "window_hu": self.source.window_hu}
         # Named only where they are set, so that earlier stores stay what they are.
-        further = {name: getattr(self.source, name) for name in _FURTHER_SETTINGS}
+        further = {name: getattr(self.source, name) for name in _FURTHER_SETTINGS} | {"parts": parts}
         settings |= {name: value for name, value in further.items() if value not in (None, False, {})}
         return config_digest(settings)
 
@@ -142,8 +145,13 @@ class _CaseTask:
 
     def _origin(self, entry: Entry, modality: Modality) -> Origin:
         try:
-            mask_sha256 = sha256_files(entry.mask_files) if entry.mask else ""
-            return Origin(sha256_files(entry.image_files), mask_sha256, self.settings_sha256(modality))
+            masks = [sha256_file(path) for path in entry.mask_files]
+            parts = dict(zip(entry.part_labels, masks, strict=False))  # no labels where a file has many
+            return Origin(
+                sha256_files(entry.image_files),
+                sha256_together(masks) if masks else "",
+                self.settings_sha256(modality, parts),
+            )
         except FileNotFoundError as error:
             raise UserError(f"There is no file {error.filename}.") from None
         except OSError as error:

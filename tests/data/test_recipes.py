@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -252,3 +253,21 @@ def test_a_file_for_each_label_is_painted_in_the_order_of_ids(
     found = find_sources(config.data, "set")
     expected = {0} if values == (0, 0) else {0, {"spleen": 1, "liver": 5}[parts[0]]}
     assert ids_of(found.entries[0], found, config.data) == expected
+
+
+def test_masks_that_have_changed_their_labels_are_read_again(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    build(root, "totalsegmentator_ct")
+    write_image(root / "s0011/ct.nii.gz", (1, 2, 3))  # scans that are equal count as one patient's
+    config = replace(
+        settings(root, "totalsegmentator_ct"), split=SplitConfig(train=1, val=0, test=1, official=False)
+    )
+    first = prepare(config)
+    assert prepare(config).wrote == 0
+    liver, sternum = (root / f"s0000/segmentations/{label}.nii.gz" for label in ("liver", "sternum"))
+    contents = liver.read_bytes(), sternum.read_bytes()
+    liver.write_bytes(contents[1])
+    sternum.write_bytes(contents[0])
+    second = prepare(config)
+    assert second.wrote == 1
+    assert second.digest != first.digest
