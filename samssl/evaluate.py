@@ -8,7 +8,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool
 from tqdm import tqdm
 
 from samssl.bundle import load_segmenter, read_bundle
@@ -157,7 +156,7 @@ def with_shapes(
     reference, spacing_mm = classes.reference(labels), _spacing_mm(store, case)
     shapes = []
     for class_id in table["label_id"]:
-        found, wanted = (_inside(mask, class_id, classes) for mask in (prediction, reference))
+        found, wanted = (classes.mask_of(mask, class_id) for mask in (prediction, reference))
         shapes.append(compare_shapes(found, wanted, spacing_mm, tolerance_mm))
     return (
         with_volumes(table, spacing_mm)
@@ -169,11 +168,6 @@ def with_shapes(
 def _subgroups(store: SliceStore, case: str) -> dict[str, str]:
     info = store.info(case)
     return {name: str(info[name]) for name in subgroup_columns(store.index)}
-
-
-def _inside(mask: ClassMap, class_id: int, classes: Classes) -> Bool[np.ndarray, "Z H W"]:
-    """True inside one class of a volume."""
-    return mask[list(classes.names).index(class_id)] if classes.overlapping else mask == class_id
 
 
 def _spacing_mm(store: SliceStore, case: str) -> tuple[float, float, float]:

@@ -69,10 +69,8 @@ class Prediction:
     """Class ids [I, J, K], or regions [regions, I, J, K] of booleans where classes overlap."""
     affine: Float[np.ndarray, "4 4"]
     """From the index of a voxel to RAS mm, as the file has it."""
-    names: dict[int, str]
-    """Class id to name; regions are in this order."""
-    overlapping: bool
-    """Whether classes are regions that may share voxels."""
+    classes: Classes
+    """What is told apart."""
     entropy: Float[np.ndarray, "I J K"]
     """Of each voxel's probabilities, from 0 (sure) to 1 (no idea); of regions the highest."""
     uncertainty: float | None
@@ -82,9 +80,14 @@ class Prediction:
     warnings: tuple[str, ...]
     """How the scan looks unlike the training data."""
 
+    @property
+    def names(self) -> dict[int, str]:
+        """Class id to name; regions are in this order."""
+        return self.classes.names
+
     def inside(self, class_id: int) -> Bool[np.ndarray, "I J K"]:
         """True inside one class."""
-        return self.mask[list(self.names).index(class_id)] if self.overlapping else self.mask == class_id
+        return self.classes.mask_of(self.mask, class_id)
 
     def volume_ml(self, class_id: int) -> float:
         """Of one class."""
@@ -151,8 +154,7 @@ class LoadedBundle:
         return Prediction(
             mask=np.stack([turn(region) for region in classes]) if classes.ndim == 4 else turn(classes),
             affine=grid.affine,
-            names=self.classes.names,
-            overlapping=self.classes.overlapping,
+            classes=self.classes,
             entropy=turn(found.entropy),
             uncertainty=float(found.entropy[inside].mean()) if inside.any() else None,
             disagreement=found.disagreement,
@@ -266,7 +268,7 @@ def _cleaned(found: ClassMap, classes: Classes, scan: Scan, settings: InferenceC
         return found
     least = settings.min_component_ml * 1000 / float(np.prod(scan.spacing_mm))
     for number, class_id in enumerate(classes.names):
-        inside = found[number] if classes.overlapping else found == class_id
+        inside = classes.mask_of(found, class_id)
         labelled: Any = ndimage.label(inside, np.ones((3, 3, 3)))
         parts, count = labelled
         sizes = np.bincount(parts.ravel(), minlength=count + 1)

@@ -165,7 +165,7 @@ def _as_png(config: PredictConfig, found: Prediction, flat: bool) -> bool:
 def save_prediction(found: Prediction, stem: Path, *, as_png: bool, entropy: bool = False) -> None:
     """Write the files of one prediction, whose names begin with `stem`."""
     masks: dict[str, np.ndarray] = {"mask": found.mask}
-    if found.overlapping:
+    if found.classes.overlapping:
         masks = {
             plain_name(name): found.inside(class_id).astype(np.uint8)
             for class_id, name in found.names.items()

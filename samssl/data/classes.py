@@ -79,6 +79,10 @@ class Classes:
         winners = logits.max(dim=1).indices  # what argmax gives, in a twentieth of its time on a CPU
         return ids[winners].to(torch.uint8 if ids.max() < 256 else torch.int32)
 
+    def mask_of(self, found: np.ndarray, class_id: int) -> Bool[np.ndarray, "*Z H W"]:
+        """True inside one class of what `reference` or a prediction of a volume holds."""
+        return found[list(self.names).index(class_id)] if self.overlapping else found == class_id
+
     def held(self, labels: Iterable[Int[np.ndarray, "_"]]) -> Bool[np.ndarray, "slices K"]:
         """Which classes each slice shows, from the label ids in it."""
         of_label = {label: inside for label, inside in zip(sorted(self.labels), self._inside, strict=True)}

@@ -5,14 +5,14 @@ inside the labels. Added are what shows mistakes: objects that vanish when slice
 cannot be meant, and a picture of 32 x 32 pixels by which copies of an image are found.
 """
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import nibabel as nib
 import numpy as np
 from jaxtyping import Integer, Num, Shaped
 
+from samssl.data.cases import content_digest
+from samssl.data.readers.geometry import axis_of
 from samssl.data.sampling import evenly
 from samssl.data.scans import Scan
 from samssl.data.vanishing import vanishing_objects
@@ -110,7 +110,7 @@ def fingerprint(
         mask_is_constant=len(values) == 1 and values != [0],
         labels={label: _label_facts(mask == label) for label in values if label and mask is not None},
         foreground=_foreground(voxels, mask),
-        image_sha256=hashlib.sha256(np.ascontiguousarray(voxels).tobytes()).hexdigest(),
+        image_sha256=content_digest(voxels),
         tiny=_tiny(voxels[len(voxels) // 2]).ravel().tolist(),
     )
 
@@ -122,8 +122,7 @@ def _plane(scan: Scan) -> tuple[str, float]:
     normal = scan.affine[:3, 0] / np.linalg.norm(scan.affine[:3, 0])
     axis = int(np.abs(normal).argmax())
     tilt = float(np.degrees(np.arccos(np.clip(abs(normal[axis]), 0, 1))))
-    letter = nib.orientations.aff2axcodes(scan.affine)[0]
-    return {"S": "axial", "I": "axial", "A": "coronal", "P": "coronal"}.get(str(letter), "sagittal"), tilt
+    return axis_of(scan.affine), tilt
 
 
 def _label_facts(inside: np.ndarray) -> LabelFacts:

@@ -77,9 +77,9 @@ def slicing_axis(grid: Grid, axis: str) -> str:
 
 
 def axis_of(affine: np.ndarray) -> str:
-    """Across which axis an oriented (z, y, x) volume is cut: axial, coronal or sagittal."""
-    towards = "".join(nib.orientations.aff2axcodes(affine))
-    return next((axis for axis, codes in ORIENTATIONS.items() if codes == towards), "axial")
+    """Across which axis a (z, y, x) volume is cut: axial, coronal or sagittal, the nearest of them."""
+    towards = str(nib.orientations.aff2axcodes(affine)[0])
+    return {"S": "axial", "I": "axial", "A": "coronal", "P": "coronal"}.get(towards, "sagittal")
 
 
 def turned_onto(
