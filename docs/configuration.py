@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from samssl.cli import STAGES
+from samssl.commands import STAGES
 from samssl.config import Field, describe
 
 PAGE = Path(__file__).with_suffix(".md")

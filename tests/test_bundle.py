@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from training_support import write_tuned
 
-from samssl.bundle import BundleError, load_segmenter, read_bundle, write_bundle
+from samssl.bundle import BundleError, load_segmenter, read_bundle
 from samssl.data.classes import run_classes
 from samssl.data.inputs import InputConfig
 from samssl.data.slices import SliceStore
 from samssl.evaluate import EvaluateConfig, evaluate
 from samssl.models.sam import ModelConfig
 from samssl.predict import Predictor
-from samssl.train.context import LocalContext
-from samssl.train.finetune import FinetuneConfig, FinetuneDataConfig, FinetuneFitConfig, finetune
+from samssl.train.finetune import FinetuneConfig, FinetuneDataConfig, FinetuneFitConfig
 
 NEIGHBOURS = InputConfig(channels="neighbours", mr="zscore")
 
@@ -31,11 +31,7 @@ def tuned(tmp_path: Path, prepare_boxes: Callable[..., SliceStore]) -> tuple[Pat
         model=ModelConfig(variant="micro", image_size=32),
         optim=FinetuneFitConfig(steps=30, batch_size=2, warmup_steps=1, validate_every=30, lr=0.01),
     )
-    context = LocalContext()
-    context.device = torch.device("cpu")
-    state = finetune(config, context)
-    weights = {name.removeprefix("segmenter."): value for name, value in state["weights"].items()}
-    write_bundle(tmp_path / "bundle", config, store, weights)
+    write_tuned(tmp_path / "bundle", config, store)
     return tmp_path / "bundle", store
 
 

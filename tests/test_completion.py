@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from samssl.cli import STAGES, main
+from samssl.cli import main
+from samssl.commands import STAGES
 from samssl.examples import EXAMPLES
 
 PRESS_TAB = """

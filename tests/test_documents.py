@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from samssl.cli import STAGES
 from samssl.cluster.study_design import StudyConfig
+from samssl.commands import STAGES
 from samssl.config import describe
 
 ROOT = Path(__file__).parents[1]

@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
-import torch
 import zarr
 from dicom_support import save, series
 from PIL import Image
+from training_support import write_tuned
 
 from samssl import load_bundle
-from samssl.bundle import read_bundle, write_bundle
+from samssl.bundle import read_bundle
 from samssl.cli import main
 from samssl.config import UserError
 from samssl.data.cases import content_digest
@@ -30,8 +30,7 @@ from samssl.evaluate import EvaluateConfig, evaluate
 from samssl.inference import InferenceConfig, LoadedBundle
 from samssl.models.sam import ModelConfig
 from samssl.predicting import PredictConfig, run_predict
-from samssl.train.context import LocalContext
-from samssl.train.finetune import FinetuneConfig, FinetuneDataConfig, FinetuneFitConfig, finetune
+from samssl.train.finetune import FinetuneConfig, FinetuneDataConfig, FinetuneFitConfig
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +44,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, prepare_boxes: Callable[..., 
         model=ModelConfig(variant="micro", image_size=32),
         optim=FinetuneFitConfig(steps=40, batch_size=2, warmup_steps=1, validate_every=40, lr=0.01),
     )
-    context = LocalContext()
-    context.device = torch.device("cpu")
-    state = finetune(config, context)
-    weights = {name.removeprefix("segmenter."): value for name, value in state["weights"].items()}
-    write_bundle(root / "bundle", config, store, weights)
+    write_tuned(root / "bundle", config, store)
     return root
 
 

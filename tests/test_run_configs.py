@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from samssl.cli import STAGES, main
+from samssl.cli import main
 from samssl.cluster.submit import job_command
+from samssl.commands import STAGES
 from samssl.config import ConfigError, flatten, load_config, read_yaml
 from samssl.examples import EXAMPLES
 

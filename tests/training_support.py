@@ -1,7 +1,23 @@
 """Training a model a little."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
+
+from samssl.bundle import write_bundle
+from samssl.data.slices import SliceStore
+from samssl.train.context import LocalContext
+from samssl.train.finetune import FinetuneConfig, finetune
+
+
+def write_tuned(path: Path, config: FinetuneConfig, store: SliceStore) -> None:
+    """Fine-tune on the CPU and write the bundle to `path`."""
+    context = LocalContext()
+    context.device = torch.device("cpu")
+    state = finetune(config, context)
+    weights = {name.removeprefix("segmenter."): value for name, value in state["weights"].items()}
+    write_bundle(path, config, store, weights)
 
 
 def train_two_steps(model: nn.Module, images: Tensor) -> None:

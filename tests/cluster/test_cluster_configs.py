@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import samssl.cluster  # before ray  # noqa: F401
-from samssl.cli import STAGES
+from samssl.commands import STAGES
 from samssl.config import load_config, parse_overrides, read_yaml
 
 ROOT = Path(__file__).parents[2]
