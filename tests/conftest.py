@@ -27,8 +27,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def key_of_pseudonyms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A key of this session's own: tests neither use nor make that of whoever runs them."""
+    """The tests' own key, in place of that of whoever runs them.
+
+    The same in every session: pseudonyms decide the order and the splits of cases, and so what is trained on.
+    """
     path = tmp_path_factory.mktemp("key") / "pseudonyms.key"
+    path.write_text("5a" * 32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(KEY_VARIABLE, str(path))
         yield path

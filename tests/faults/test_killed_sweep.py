@@ -15,7 +15,7 @@ from faults_support import children, make_store, start
 from pipelines_support import samssl
 
 pytestmark = pytest.mark.ray
-RANKS = [1, 2, 4, 8]
+RANKS = [1, 2, 4]
 OF_TRIALS = ["point", "finetune.strategy.lora.rank", "status", "score", "best_step", "trained_parameters"]
 
 

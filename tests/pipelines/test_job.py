@@ -26,7 +26,7 @@ from samssl.config import read_yaml
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]  # whole studies, on machines that may be busy
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent
-STEPS, SAVED_EVERY = 300, 10
+STEPS, SAVED_EVERY = 160, 10
 LONG = tuple(
     f"pretrain.optim.{name}={value}"
     for name, value in {"steps": STEPS, "save_every": SAVED_EVERY, "validate_every": 100}.items()
@@ -83,6 +83,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         "RAY_AUTH_TOKEN": token,
         "MLFLOW_TRACKING_URI": f"sqlite:///{root / 'mlflow.db'}",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "RAY_JOB_STOP_WAIT_TIME_S": "60",  # or a busy machine kills a job before it has said its last word
     }
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short:
         options = [f"--{name}={port}" for name, port in zip(names, others, strict=True)]
