@@ -157,7 +157,7 @@ def _plain_voxels(array: np.ndarray, path: Path) -> np.ndarray:
     kind = array.dtype.newbyteorder("=") if array.dtype.kind in "iu" else np.dtype(np.float32)
     with np.errstate(over="ignore"):
         voxels = np.ascontiguousarray(array, dtype=kind)
-    if not np.isfinite(voxels).all():
+    if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
         raise UserError(
             f"{path} holds values that are not finite numbers (NaN or infinity). Repair or leave it out."
         )

@@ -4,7 +4,6 @@ A reading library's own words are never passed on: they may quote a header, and 
 """
 
 import bz2
-import gzip
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from isal import igzip
 
 from samssl.config import UserError
 
@@ -97,7 +97,7 @@ def decompressing(file: BinaryIO, encoding: str, path: Path) -> BinaryIO:
     if encoding == "raw":
         return file
     if encoding == "gzip":
-        return gzip.GzipFile(fileobj=file)  # pyright: ignore[reportReturnType]
+        return igzip.IGzipFile(fileobj=file)  # pyright: ignore[reportReturnType]
     if encoding == "bzip2":
         return bz2.BZ2File(file)  # pyright: ignore[reportReturnType]
     raise UserError(f"{path} is compressed in a way that is not read here. Save it uncompressed or as gzip.")

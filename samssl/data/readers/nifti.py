@@ -1,6 +1,5 @@
 """NIfTI-1 and NIfTI-2 in one file, through nibabel."""
 
-import gzip
 import logging
 import math
 import struct
@@ -9,6 +8,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from isal import igzip
 
 from samssl.config import UserError
 from samssl.data.readers.files import SLACK_BYTES, check_held, check_voxels, naming, read_at_most
@@ -56,7 +56,7 @@ def _chosen(shape: tuple[int, ...], volume: int | None, path: Path) -> int | Non
 
 def _content(path: Path) -> bytes:
     """Header and voxels, read to the file's very end, where gzip has its checksum."""
-    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+    with igzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
         head = file.read(_HEADER_BYTES)
         header = _image_class(head, path).header_class(head[: _size_of(head)], check=False)
         promised, offset = _promised(header, path)
