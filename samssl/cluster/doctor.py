@@ -18,8 +18,8 @@ import ray
 import torch
 from packaging.requirements import Requirement
 
-from samssl.cluster.launch import start_ray
 from samssl.cluster.server import SQLITE, client_of, shown, tracking_uri
+from samssl.cluster.tasks import start_ray
 from samssl.config import UserError
 from samssl.models.initial import FOLDER_VARIABLE, checkpoint_folder
 from samssl.train.costs import peak_flops

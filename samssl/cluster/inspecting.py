@@ -1,6 +1,6 @@
 """`samssl inspect`: cases are read where Ray has room, the page is written here."""
 
-from samssl.cluster.launch import ray_map
+from samssl.cluster.tasks import ray_map
 from samssl.data.inspection import InspectConfig, inspect
 from samssl.report.inspection import terminal, write_inspection
 

@@ -1,30 +1,28 @@
-"""The Ray side of a run: starting Ray, training in Ray Train workers, mapping over Ray tasks."""
+"""Training in Ray Train workers."""
 
 import functools
-import os
 import shutil
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import ray
-import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
-from ray._private.state import state as cluster_state
 from ray.experimental import tqdm_ray
 from ray.train.v2._internal.execution import context as ray_reporting
 from ray.train.v2.api.report_config import CheckpointUploadMode
 from torch import nn
 
+from samssl.cluster.tasks import call_remote, error_for_user, nodes, resources_at_most, start_ray
 from samssl.cluster.tracking import Run
 from samssl.config import UserError
 from samssl.models.checkpoints import save_state
@@ -33,53 +31,7 @@ from samssl.train.distributed import shard
 from samssl.train.memory import keep_freed_memory
 from samssl.train.resources import ResourcesConfig, Strategy
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 STATE_FILE = "state.pt"
-
-
-def start_ray() -> None:
-    """Join the cluster that `RAY_ADDRESS` names (a submitted job has it), or start Ray on this machine."""
-    if ray.is_initialized():
-        return
-    local = {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "num_cpus": os.cpu_count()}
-    ray.init(logging_level="WARNING", **local)  # pyright: ignore[reportArgumentType]
-
-
-def join_cluster() -> None:
-    """Join the cluster that `RAY_ADDRESS` names, if it names one."""
-    if os.environ.get("RAY_ADDRESS"):
-        start_ray()
-
-
-def ray_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Results of `function` on each item, as they come, from one Ray task each."""
-    start_ray()
-    shared = ray.put(function)
-    waiting = [_apply.remote(shared, item) for item in items]
-    while waiting:
-        done, waiting = ray.wait(waiting)
-        yield _get(done[0])
-
-
-@ray.remote
-def _apply(function: Callable[[Any], Any], item: Any) -> Any:
-    return function(item)
-
-
-def call_remote(function: Callable[[Item], Result], argument: Item) -> Result:
-    """`function(argument)` in a Ray worker, with a GPU where the cluster has one."""
-    start_ray()
-    gpus = min(1, ray.cluster_resources().get("GPU", 0))
-    cores = max(node.get("CPU", 1) for node in nodes() if node.get("GPU", 0) >= gpus)
-    return _get(_apply.options(num_cpus=cores, num_gpus=gpus).remote(function, argument))
-
-
-def _get(reference: ray.ObjectRef) -> Any:
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        raise _error_for_user(error) or error from None
 
 
 def train(
@@ -131,7 +83,7 @@ def train(
     except SystemExit:  # Ray's way out of Ctrl-C
         raise KeyboardInterrupt from None
     except ray.train.TrainingFailedError as error:
-        raise _error_for_user(error) or UserError(
+        raise error_for_user(error) or UserError(
             f"Training failed: {str(error).strip().splitlines()[-1]} The workers' own messages are above. "
             "The same command goes on from the last saved state."
         ) from error
@@ -251,18 +203,6 @@ def _own_sigint() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
-def nodes() -> list[dict[str, float]]:
-    """Resources of each node that is alive."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def resources_at_most() -> dict[str, float]:
-    """Resources of the cluster: what it has, or what its autoscaler may add up to."""
-    now = ray.cluster_resources()
-    most = cluster_state.get_max_resources_from_cluster_config() or {}
-    return now | {kind: float(max(amount, now.get(kind, 0))) for kind, amount in most.items()}
-
-
 def _read_state(folder: Path) -> State:
     return torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
 
@@ -285,18 +225,3 @@ def _scaling(resources: ResourcesConfig) -> ray.train.ScalingConfig:
             )
     each = {"CPU": float(cpus), **({"GPU": 1.0} if use_gpu else {})}
     return ray.train.ScalingConfig(num_workers=resources.workers, use_gpu=use_gpu, resources_per_worker=each)
-
-
-def _error_for_user(error: BaseException) -> UserError | OSError | None:
-    """The error with a sentence for the user inside one that came through Ray, if there is one."""
-    seen: list[BaseException] = [error]
-    for link in seen:
-        if isinstance(link, (UserError, OSError)) and not isinstance(link, ray.exceptions.RayError):
-            return link
-        causes = [
-            link.__cause__,
-            getattr(link, "cause", None),
-            *getattr(link, "worker_failures", {}).values(),
-        ]
-        seen += [cause for cause in causes if isinstance(cause, BaseException) and cause not in seen]
-    return None

@@ -19,11 +19,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from samssl.cluster.launch import join_cluster
 from samssl.cluster.origin import tags_of_bundle, tags_of_encoder
 from samssl.cluster.outbox import FOLDER
 from samssl.cluster.places import check_places
 from samssl.cluster.server import tracking_uri
+from samssl.cluster.tasks import join_cluster
 from samssl.cluster.tracking import PARENT_TAG, DataUse, Run, continue_run, deliver_below, find_runs, open_run
 from samssl.config import UserError, dump_yaml, flatten, read_yaml, to_tree
 from samssl.environment import environment, hardware

@@ -7,10 +7,11 @@ from pathlib import Path
 from torch import Tensor
 
 from samssl.bundle import load_segmenter, read_bundle, write_bundle
-from samssl.cluster.launch import CLUSTER, Executor, ray_map
+from samssl.cluster.launch import CLUSTER, Executor
 from samssl.cluster.origin import RANDOM
 from samssl.cluster.registry import Registration, bundle_registration, encoder_registration
 from samssl.cluster.stage import TRAINING, Input, Place, StageRun, stage
+from samssl.cluster.tasks import ray_map
 from samssl.cluster.tracking import find_runs
 from samssl.data.prepare import PrepareConfig, prepare
 from samssl.data.recipes.simulated import SimulateConfig, simulate

@@ -19,9 +19,10 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from torch import nn
 
-from samssl.cluster.launch import STATE_FILE, Executor, nodes, resources_at_most, start_ray, train
+from samssl.cluster.launch import STATE_FILE, Executor, train
 from samssl.cluster.live import TrialTable
 from samssl.cluster.server import tracking_uri
+from samssl.cluster.tasks import nodes, resources_at_most, start_ray
 from samssl.cluster.tracking import Run
 from samssl.config import UserError
 from samssl.files import read_json, write_text

@@ -115,7 +115,7 @@ def test_what_an_autoscaler_may_add_counts_as_there() -> None:
     from ray.core.generated import autoscaler_pb2
     from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
 
-    from samssl.cluster.launch import resources_at_most
+    from samssl.cluster.tasks import resources_at_most
 
     assert "GPU" not in resources_at_most()
     described: Any = autoscaler_pb2  # generated, without types
