@@ -35,7 +35,7 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: installed_version(name) for name in PACKAGES},
         "git_commit": _git_commit(),
         "source_sha256": _source_sha256(),
         "hardware": hardware(),
@@ -52,7 +52,8 @@ def hardware() -> dict[str, Any]:
     return {"processor": _processor(), "cores": os.cpu_count(), "memory_gib": round(memory, 1), "gpus": gpus}
 
 
-def _version(name: str) -> str:
+def installed_version(name: str) -> str:
+    """Of a package in this environment; absent where it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

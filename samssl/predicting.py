@@ -1,12 +1,14 @@
 """Masks of new scans as files, in the scans' own voxels.
 
     <out>/NAME_mask.nii.gz       class ids; NAME_CLASS.nii.gz of each where classes overlap; .png of 2D images
+    <out>/NAME_seg.dcm           instead of these with `format=dicom_seg`
     <out>/NAME_entropy.nii.gz    with `entropy`
     <out>/labels.json            class id to name
     <out>/predictions.csv        for each scan volumes, uncertainty, warnings, or why there is no mask
 
-NAME is that of the scan's file: who keeps it from others must keep these files from them, too. What is
-printed names no scan.
+NAME is that of the scan's file: who keeps it from others must keep these files from them, too. A DICOM SEG
+names the patient as well, as it belongs to the scan's study (`samssl.data.seg_output`): it stays where the
+scan stays. What is printed names no scan.
 """
 
 import time
@@ -27,10 +29,13 @@ from samssl.data.layouts.listing import stem
 from samssl.data.readers.dicom import read_header, read_modality
 from samssl.data.readers.files import is_dicom
 from samssl.data.scans import Modality, is_image
+from samssl.data.seg_output import write_seg
 from samssl.data.sources import DataSource, find_sources
 from samssl.files import write_json, write_text, written_aside
 from samssl.inference import InferenceConfig, LoadedBundle, Prediction
 
+Kind = Literal["nifti", "png", "dicom_seg"]
+"""Of files of masks."""
 LABELS_FILE, TABLE_FILE = "labels.json", "predictions.csv"
 
 
@@ -48,8 +53,9 @@ class PredictConfig(InferenceConfig):
     """Bundles of the same classes (folds, seeds) that predict together with it."""
     base: Path | None = None
     """The bundles' base weights, if they are not where they were when they were made."""
-    format: Literal["auto", "nifti", "png"] = "auto"
-    """Of the masks; auto: PNG of PNG, JPEG and other 2D images, else NIfTI."""
+    format: Kind | Literal["auto"] = "auto"
+    """Of the masks; auto: PNG of PNG, JPEG and other 2D images, else NIfTI. `dicom_seg`, for DICOM, refers to
+    the scan's images and repeats its patient and study: such a file has to stay with the scan."""
     entropy: bool = False
     """Also write each voxel's entropy, from 0 (sure) to 1 (no idea)."""
 
@@ -64,6 +70,11 @@ class Asked:
     """Of a DICOM series."""
     modality: Modality | None = None
     """As the file says it."""
+
+    @property
+    def dicom_files(self) -> tuple[Path, ...]:
+        """Every file of it if it is DICOM, else nothing."""
+        return self.files or ((self.image,) if is_dicom(self.image) else ())
 
 
 def run_predict(config: PredictConfig) -> None:
@@ -138,11 +149,9 @@ def _below(path: Path, config: PredictConfig, bundle: LoadedBundle) -> Iterator[
 def _row(config: PredictConfig, bundle: LoadedBundle, scan: Asked) -> dict[str, Any]:
     """Write the mask of a scan; its row of the table."""
     try:
+        kind = _kind(config, scan)
         found = bundle.predict(scan.image, config, files=scan.files, modality=scan.modality)
-        flat = is_image(scan.image) and not is_dicom(scan.image)
-        save_prediction(
-            found, config.out / scan.name, as_png=_as_png(config, found, flat), entropy=config.entropy
-        )
+        _save(config, scan, found, kind)
     except UserError as error:
         return {"scan": scan.name, "problem": str(error), "warnings": ()}
     volumes = {f"{name}_ml": found.volume_ml(class_id) for class_id, name in found.names.items()}
@@ -156,10 +165,32 @@ def _row(config: PredictConfig, bundle: LoadedBundle, scan: Asked) -> dict[str, 
     }
 
 
-def _as_png(config: PredictConfig, found: Prediction, flat: bool) -> bool:
+def _kind(config: PredictConfig, scan: Asked) -> Kind:
+    """What kind of file the mask of a scan is to be.
+
+    Raises:
+        UserError: the scan cannot have a mask of the kind that is asked for.
+    """
+    flat = is_image(scan.image) and not scan.dicom_files
     if config.format == "png" and not flat:
         raise UserError("A PNG holds a single 2D image, and this scan is none: set format=nifti.")
-    return flat and config.format != "nifti"
+    if config.format == "dicom_seg" and not scan.dicom_files:
+        raise UserError("A DICOM SEG is of DICOM images, and this scan is none: set format=nifti.")
+    if config.format == "auto":
+        return "png" if flat else "nifti"
+    return config.format
+
+
+def _save(config: PredictConfig, scan: Asked, found: Prediction, kind: Kind) -> None:
+    stem = config.out / scan.name
+    if kind != "dicom_seg":
+        save_prediction(found, stem, as_png=kind == "png", entropy=config.entropy)
+        return
+    path = stem.with_name(f"{stem.name}_seg.dcm")
+    write_seg(path, found.mask, found.classes, scan.dicom_files, volume=config.volume)
+    if config.entropy:
+        path = stem.with_name(f"{stem.name}_entropy.nii.gz")
+        _save_nifti(path, found.entropy.astype(np.float32), found.affine, "entropy")
 
 
 def save_prediction(found: Prediction, stem: Path, *, as_png: bool, entropy: bool = False) -> None:

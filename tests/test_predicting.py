@@ -24,7 +24,7 @@ from samssl.cli import main
 from samssl.config import UserError
 from samssl.data.cases import content_digest
 from samssl.data.familiarity import take_fingerprint
-from samssl.data.scans import read_scan
+from samssl.data.scans import read_mask, read_scan
 from samssl.data.slices import SliceStore
 from samssl.evaluate import EvaluateConfig, evaluate
 from samssl.inference import InferenceConfig, LoadedBundle
@@ -153,6 +153,23 @@ def test_a_dicom_series_gets_a_mask_on_its_grid(root: Path, scan: Path, tmp_path
     np.testing.assert_allclose(mask.GetSpacing(), expected.GetSpacing(), atol=1e-4)
     np.testing.assert_allclose(mask.GetOrigin(), expected.GetOrigin(), atol=1e-4)
     np.testing.assert_allclose(mask.GetDirection(), expected.GetDirection(), atol=1e-4)
+
+
+def test_a_dicom_seg_holds_the_voxels_of_the_nifti(root: Path, scan: Path, tmp_path: Path) -> None:
+    voxels = read_scan(scan, "MR").voxels.round().astype(np.int16)
+    files = save(series(voxels, (0.8, 0.6, 0.0, 0.0, 0.0, -1.0), Modality="MR"), tmp_path / "series")
+    given = [str(root / "bundle"), str(tmp_path / "series"), "--out", str(tmp_path / "out")]
+    main(["predict", *given, "precision=fp32"])
+    main(["predict", *given, "precision=fp32", "format=dicom_seg"])
+    (seg,), (mask,) = ((tmp_path / "out").glob(f"*{end}") for end in ("_seg.dcm", "_mask.nii.gz"))
+    own = read_scan(files[0], "MR", files=files)
+    found, expected = (read_mask(path, own, read_bundle(root / "bundle").labels) for path in (seg, mask))
+    assert set(np.unique(expected)) == {0, 1, 2}
+    np.testing.assert_array_equal(found, expected)
+    config = PredictConfig(bundle=root / "bundle", scans=(scan,), out=tmp_path / "no", format="dicom_seg")
+    with pytest.raises(UserError, match="1 of 1 scans"):
+        run_predict(config)
+    assert "of DICOM images" in (tmp_path / "no" / "predictions.csv").read_text()
 
 
 def test_2d_images_get_pngs_and_folders_are_gone_through(root: Path, scan: Path, tmp_path: Path) -> None:

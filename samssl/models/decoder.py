@@ -97,7 +97,7 @@ class AutomaticSam(SamModules):
 
     def decode(self, image_embeddings: Float[Tensor, "B C h w"]) -> Float[Tensor, "B classes H W"]:
         """`low_res_logits` before softmax, at 4 x the token grid."""
-        no_prompt = image_embeddings.new_zeros(len(image_embeddings), 0, image_embeddings.shape[1])
+        no_prompt = image_embeddings.new_zeros(image_embeddings.shape[0], 0, image_embeddings.shape[1])
         no_mask = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
         image_pe = self.prompt_encoder.pe_layer(tuple(image_embeddings.shape[-2:]))[None]
         logits, _ = decode_masks(

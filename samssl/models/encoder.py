@@ -94,7 +94,7 @@ def _embed(
 ) -> Tensor:
     projection = encoder.patch_embed.proj
     patches = patchify(images, patch_side(encoder))
-    index = visible.tokens.expand(len(images), -1)
+    index = visible.tokens.expand(images.shape[0], -1)
     patches = patches.gather(1, index[..., None].expand(-1, -1, patches.shape[-1]))
     positions = _positions(encoder, visible.grid)
     at_tokens = F.embedding(visible.tokens, positions)  # plain indexing adds up gradients in any order
@@ -124,7 +124,7 @@ def _attend_in_windows(attention: Attention, tokens: Tensor, visible: VisibleTok
     SAM pads after the first norm, so a padding slot is a token of zeros and its q, k and v are what
     the qkv layer makes of zeros; it counts as a key, and what it attends to is thrown away.
     """
-    batch, (_, num_windows, kept) = len(tokens), visible.slots.shape
+    batch, (_, num_windows, kept) = tokens.shape[0], visible.slots.shape
     qkv = attention.qkv(tokens)
     padding = attention.qkv(tokens.new_zeros(1, tokens.shape[-1])).to(qkv.dtype)
     place = (visible.real + num_windows * kept * torch.arange(batch, device=tokens.device)[:, None]).flatten()
@@ -154,7 +154,7 @@ def _attention(
     rel_h = _relative_scores(q, attention.rel_pos_h, rows, size[0])
     rel_w = _relative_scores(q, attention.rel_pos_w, columns, size[1])
     where = torch.cat([F.one_hot(rows, size[0]), F.one_hot(columns, size[1])], dim=-1)
-    where = where.to(k.dtype)[:, None].expand(len(k), k.shape[1], -1, -1)
+    where = where.to(k.dtype)[:, None].expand(k.shape[0], k.shape[1], -1, -1)
     q = torch.cat([q * attention.scale, rel_h, rel_w], dim=-1)
     k = torch.cat([k, where], dim=-1)
     return attend(q, k, v, shown=present).transpose(1, 2).flatten(2)
@@ -169,4 +169,4 @@ def _relative_scores(
         table = F.interpolate(table.T[None], size=2 * size - 1, mode="linear")[0].T
     scores = q @ table.to(q.dtype).T
     index = place[..., None] - torch.arange(size, device=place.device) + size - 1
-    return scores.gather(-1, index[:, None].expand(len(q), q.shape[1], -1, -1))
+    return scores.gather(-1, index[:, None].expand(q.shape[0], q.shape[1], -1, -1))

@@ -109,14 +109,28 @@ def read_dicom(files: Sequence[Path], named: Path, volume: int | None = None, in
     Raises:
         UserError: a file is damaged, or the series is no regular volume.
     """
+    frames = _in_order(files, named, volume)
+    with naming(named):
+        affine = _affine(frames, named)
+    arrays = _pixels(frames, named, invert)
+    return placed(arrays.transpose(2, 1, 0), affine, named)
+
+
+def slice_sources(files: Sequence[Path], named: Path, volume: int | None = None) -> list[tuple[Path, int]]:
+    """File and number of the frame behind each slice of the volume that `read_dicom` gives.
+
+    Raises:
+        UserError: as there.
+    """
+    return [(Path(str(frame.header.filename)), frame.number) for frame in _in_order(files, named, volume)]
+
+
+def _in_order(files: Sequence[Path], named: Path, volume: int | None) -> list[_Frame]:
     headers = [read_header(path) for path in files]
     with naming(named):
         _check_sizes(headers, named)
         frames = [frame for header in headers for frame in _frames(header, named)]
-        frames = _one_volume(frames, volume, named)
-        affine = _affine(frames, named)
-    arrays = _pixels(frames, named, invert)
-    return placed(arrays.transpose(2, 1, 0), affine, named)
+        return _one_volume(frames, volume, named)
 
 
 def _check_sizes(headers: Sequence[Dataset], named: Path) -> None:
