@@ -12,13 +12,13 @@ from pathlib import Path
 import yaml
 from pipelines_support import samssl
 
-STEPS = 160
+STEPS = 80
 SETTINGS = {
     "data": {"min_content": 0.0},
     "model": {"variant": "micro", "image_size": 32},
     "mae": {"decoder_depth": 1, "decoder_dim": 32, "decoder_heads": 2},
     "optim": {
-        **{"steps": STEPS, "batch_size": 4, "warmup_steps": 1, "validate_every": 40, "log_every": 1},
+        **{"steps": STEPS, "batch_size": 4, "warmup_steps": 1, "validate_every": 20, "log_every": 1},
         **{"save_every": 15, "ema_decay": 0.9},
     },
 }

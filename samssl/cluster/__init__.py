@@ -8,6 +8,7 @@ import os
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a report takes as long as one check
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # or every line of a worker appears twice
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process a run, for a warning that nothing here heeds
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",  # Ray's default, which clients and servers read differently unsaid
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",

@@ -21,11 +21,15 @@ _AT_ONCE = 1000
 
 
 def start_ray() -> None:
-    """Join the cluster that `RAY_ADDRESS` names (a submitted job has it), or start Ray on this machine."""
+    """Join the cluster that `RAY_ADDRESS` names (a submitted job has it), or start Ray on this machine.
+
+    Ray on this machine lives as long as the command, so it has no dashboard: that would be ten processes.
+    """
     if ray.is_initialized():
         return
-    local = {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "num_cpus": os.cpu_count()}
-    ray.init(logging_level="WARNING", **local)  # pyright: ignore[reportArgumentType]
+    local = {"address": "local", "num_cpus": os.cpu_count(), "include_dashboard": False}
+    options = {} if os.environ.get("RAY_ADDRESS") else local
+    ray.init(logging_level="WARNING", **options)  # pyright: ignore[reportArgumentType]
 
 
 def join_cluster() -> None:

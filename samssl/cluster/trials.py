@@ -124,7 +124,8 @@ class Trials:
         if self.goes_on and tune.Tuner.can_restore(path):
             tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True, restart_errored=True)
         else:
-            settings = replace(settings, trial_dirname_creator=_trial_id)
+            # A process that has all libraries loaded does one trial after the other.
+            settings = replace(settings, trial_dirname_creator=_trial_id, reuse_actors=True)
             tuner = tune.Tuner(
                 trainable, param_space=space, tune_config=settings, run_config=self._run_config()
             )

@@ -29,7 +29,9 @@ PROGRAMS = Path(sys.executable).parent
 STEPS, SAVED_EVERY = 160, 10
 LONG = tuple(
     f"pretrain.optim.{name}={value}"
-    for name, value in {"steps": STEPS, "save_every": SAVED_EVERY, "validate_every": 100}.items()
+    for name, value in {
+        **{"steps": STEPS, "save_every": SAVED_EVERY, "validate_every": 100, "batch_size": 16}
+    }.items()
 )
 """Pretraining that lasts until it is stopped."""
 

@@ -133,6 +133,27 @@ def test_tpe_with_asha_ends_what_falls_behind_and_goes_on_from_what_tune_kept(
     assert "Best:" in told
 
 
+@pytest.mark.parametrize("scheduler", ["hyperband", "median"])
+def test_what_is_paused_goes_on_and_what_is_ended_early_is_named(
+    make: Callable[..., Sweep], scheduler: str
+) -> None:
+    search = {"method": "random", "trials": 4, "scheduler": scheduler, "reduction": 2, "seed": 1, "at_once": 2}
+    optim = SETTINGS["finetune"]["optim"] | {"steps": 6}
+    finetune = {"data": {"shots": 2}, "optim": optim}
+    space = {"finetune.optim.lr": {"loguniform": [1e-6, 1e-1]}}
+    sweep = make(scheduler, space, search=search, finetune=finetune)
+    sweep.run()
+    table = sweep.table()
+    assert len(table) == 4
+    assert set(table["status"]) <= {"finished", "stopped"}
+    finished = table[table["status"] == "finished"]
+    assert len(finished)
+    for folder in finished["folder"]:
+        history = pd.read_csv(sweep.out / folder / "history.csv")
+        losses = history[history["metric"] == "train/loss"]
+        assert losses["step"].tolist() == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_trial_that_always_fails_is_named_and_does_not_sink_the_sweep(make: Callable[..., Sweep]) -> None:
     sweep = make(
         "failing", {"finetune.strategy.lora.blocks": {"choice": [[0, 1], [9]]}}
@@ -165,7 +186,7 @@ def test_a_trial_may_have_workers_of_its_own_and_more_than_there_are_is_refused(
 ) -> None:
     resources = {"workers": 2, "cpus_per_worker": 1}
     settings = {"finetune": {**SETTINGS["finetune"], "resources": resources}, "search": {"scheduler": "asha"}}
-    sweep = make("nested", {RANK: {"choice": [1, 2]}}, **settings)
+    sweep = make("nested", {RANK: {"choice": [2]}}, **settings)
     told = sweep.run("search.at_once=2", check=False)
     assert "2 x 2 = 4 CPUs of 2" in told
     sweep.run()
