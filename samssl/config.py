@@ -82,7 +82,7 @@ def overridden(value: T, overrides: Mapping[str, Any], source: str) -> T:
 def absolute_paths(value: T) -> T:
     """`value` with every path in it made absolute: workers run in folders of their own."""
     if isinstance(value, Path):
-        return value if "://" in as_url(value) else value.expanduser().absolute()
+        return value if is_url(value) else value.expanduser().absolute()
     if isinstance(value, tuple):
         return type(value)(map(absolute_paths, value))
     if not is_dataclass(value) or isinstance(value, type):
@@ -93,8 +93,17 @@ def absolute_paths(value: T) -> T:
 
 
 def as_url(place: str | Path) -> str:
-    """A place as text. `Path` folds the slashes of a URL, as in s3:/bucket; they are put back."""
-    return re.sub(r"^([a-z][a-z0-9+.\-]+):/+(?=[^/])", r"\1://", str(place))
+    """A place as text. `Path` folds the slashes of a URL, as in s3:/bucket; they are put back.
+
+    After file: there are three, as no host follows.
+    """
+    url = re.sub(r"^([a-z][a-z0-9+.\-]+):/+(?=[^/])", r"\1://", str(place))
+    return url.replace("file://", "file:///", 1) if url.startswith("file://") else url
+
+
+def is_url(place: str | Path) -> bool:
+    """Whether a place lies behind a URL that fsspec opens."""
+    return "://" in as_url(place)
 
 
 def build_config(cls: type[T], tree: Mapping[str, Any], source: str) -> T:

@@ -11,7 +11,7 @@ from samssl.cluster.ledger import Ledger, Writer, ledger_for
 from samssl.cluster.origin import RANDOM
 from samssl.cluster.registry import URI, fetch, find_version, role_of
 from samssl.cluster.server import shown, tracking_uri
-from samssl.config import UserError
+from samssl.config import UserError, as_url, is_url
 from samssl.data.entries import source_files
 from samssl.data.pseudonyms import key_path, listing_path, read_listing
 from samssl.data.slices import SliceStore, verify_store
@@ -128,7 +128,7 @@ def _sources(store: SliceStore, root: Path, depth: int) -> Link:
     }
     whole = hashlib.sha256("\n".join(sorted(digests.values())).encode()).hexdigest()
     name = f"{len(digests)} source files"
-    unchecked = "" if root.exists() else f"{root} cannot be reached from here"
+    unchecked = "" if root.exists() else f"{as_url(root)} cannot be reached from here"
     folder = root.parent if root.is_file() else root
     listed = read_listing(listing_path(key_path(), store.name))
     if not unchecked and (unknown := [source for source in digests if _is_pseudonym(source, store.name)]):
@@ -224,7 +224,7 @@ def _run_of_path(path: Path, ledger: Ledger) -> tuple[Writer, dict[str, str]]:
 
 def _problems(role: str, path: Path, digest: str) -> list[str]:
     """What is wrong with the thing at `path`, which had this digest when its run ended."""
-    if not path.exists():
+    if not path.exists() and not is_url(path):
         return [f"{path} is not there any more."]
     if role.startswith("manifest"):
         return verify_store(path) or _compare(path, digest, lambda store: SliceStore(store).digest)

@@ -25,7 +25,7 @@ from samssl.cluster.places import check_places
 from samssl.cluster.server import tracking_uri
 from samssl.cluster.tasks import join_cluster
 from samssl.cluster.tracking import PARENT_TAG, DataUse, Run, continue_run, deliver_below, find_runs, open_run
-from samssl.config import UserError, dump_yaml, flatten, read_yaml, to_tree
+from samssl.config import UserError, absolute_paths, as_url, dump_yaml, flatten, read_yaml, to_tree
 from samssl.environment import environment, hardware
 from samssl.files import read_json, write_json, write_text
 
@@ -105,7 +105,7 @@ class StageRun:
     def wrote(self, role: str, digest: str, path: Path) -> None:
         """Record an output by its digest and where it lies."""
         self.outputs[role] = digest
-        self.tag({f"output.{role}": digest, f"path.{role}": str(path.absolute())})
+        self.tag({f"output.{role}": digest, f"path.{role}": as_url(absolute_paths(path))})
 
     def tag(self, tags: dict[str, str]) -> None:
         """Set tags in MLflow and in `run.json`, by which lineage works where there is no server."""

@@ -13,6 +13,7 @@ from samssl.cluster.registry import Registration, bundle_registration, encoder_r
 from samssl.cluster.stage import TRAINING, Input, Place, StageRun, stage
 from samssl.cluster.tasks import ray_map
 from samssl.cluster.tracking import find_runs
+from samssl.config import absolute_paths, as_url
 from samssl.data.prepare import PrepareConfig, prepare
 from samssl.data.recipes.simulated import SimulateConfig, simulate
 from samssl.data.slices import REJECTED_FILE, SliceStore
@@ -40,17 +41,20 @@ def run_prepare(config: PrepareConfig, place: Place = Place()) -> str:
     """Scans to a slice store; returns the digest of its manifest."""
     place = replace(place, dataset=place.dataset or config.name)
     with stage("prepare", config, {}, place, always=True) as work:
-        summary = prepare(config, run=ray_map)
+        limits = config.workers, config.memory_of
+        summary = prepare(config, lambda function, items: ray_map(function, items, *limits))
         print(f"prepare: {summary.cases} cases, {summary.slices} slices, digest {summary.digest}", flush=True)
         print(f"prepare: wrote {summary.wrote} cases, removed {summary.removed}", flush=True)
         if summary.rejected:
-            print(f"prepare: rejected {summary.rejected} files, see {config.out / REJECTED_FILE}", flush=True)
+            print(
+                f"prepare: rejected {summary.rejected} files, see {config.root / REJECTED_FILE}", flush=True
+            )
         if summary.private_list:
             print(f"prepare: {summary.private_list} says, to you alone, what each pseudonym stands for")
             work.tag({"pseudonym_key": summary.key_fingerprint})
         work.metrics = {"cases": summary.cases, "slices": summary.slices, "rejected": summary.rejected}
-        work.tag({"path.sources": str(config.data.root.absolute())})
-        work.wrote("manifest", summary.digest, config.out)
+        work.tag({"path.sources": as_url(absolute_paths(config.data.root))})
+        work.wrote("manifest", summary.digest, config.store or config.out)
     return summary.digest
 
 

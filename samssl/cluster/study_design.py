@@ -338,6 +338,7 @@ def _fill_stages(tree: dict[str, Any], out: Path) -> list[str]:
 def _fill_set(tree: dict[str, Any], name: str, out: Path) -> list[str]:
     """Fill in what `prepare` and `simulate` of a set are told; the fields that were given in vain."""
     derived: dict[str, Any] = {"prepare.name": name, "prepare.out": str(out / "store")}
+    derived["prepare.store"] = None  # or stages would look for it in the study's folder
     if tree.get("simulate") is not None:
         derived |= {"simulate.out": str(out / "cohort"), "prepare.data.root": str(out / "cohort")}
     ignored = [field_name for field_name, value in derived.items() if derive(tree, field_name, value)]

@@ -110,10 +110,11 @@ class SweepConfig:
         model = tree.get("model", {})
         derived: dict[str, Any] = {"finetune.out": str(out / "trials"), "finetune.model": model}
         if tree.get("prepare") is not None:
-            store = str(out / "store")
+            folder = str(out / "store")
+            store = (tree["prepare"] or {}).get("store") or folder
             derived |= {
                 "prepare.name": tree.get("name", "sweep"),
-                "prepare.out": store,
+                "prepare.out": folder,
                 "finetune.data.store": store,
             }
         if tree.get("pretrain") is not None:

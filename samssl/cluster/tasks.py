@@ -56,7 +56,7 @@ def ray_map(
     function: Callable[[Item], Result],
     items: Iterable[Item],
     at_once: int = 0,
-    memory: Callable[[Item], int] = lambda _: 0,
+    memory: Callable[[Any], int] = lambda _: 0,
 ) -> Iterator[Result]:
     """Results of `function` on each item, as they come, from one Ray task each.
 

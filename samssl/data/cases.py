@@ -12,7 +12,7 @@ from jaxtyping import Integer, Shaped
 from samssl.data.scans import Scan
 from samssl.data.sealed import seal, unseal
 from samssl.data.shards import write_slices
-from samssl.files import files_below, sha256_file, written_aside
+from samssl.files import AnyPath, files_below, name_below, sha256_file, write_bytes, written_aside
 
 CASE_FILE = "case.json"
 _TUPLES = ("shape", "spacing_mm", "intensity", "statistics")
@@ -46,6 +46,8 @@ class CaseFacts:
     mask_sha256: str
     files: dict[str, str]
     """SHA-256 of each file of the group, by its path inside the group."""
+    remote_version: str = ""
+    """What its files behind a URL were told by, and the settings; empty for local files."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,10 @@ class Origin:
     mask_source_sha256: str
     """Empty without a mask."""
     settings_sha256: str
+    remote_version: str = ""
 
 
-def case_folder(root: Path, case: str) -> Path:
+def case_folder(root: AnyPath, case: str) -> AnyPath:
     """Where a store keeps a case."""
     return root / "cases" / f"{case}.zarr"
 
@@ -97,7 +100,7 @@ def content_fractions(voxels: Shaped[np.ndarray, "Z H W"], low: float, high: flo
 
 
 def write_case(
-    root: Path,
+    root: AnyPath,
     case: str,
     scan: Scan,
     mask: Integer[np.ndarray, "Z H W"] | None,
@@ -105,7 +108,7 @@ def write_case(
     origin: Origin,
     window_hu: tuple[float, float],
 ) -> CaseFacts:
-    """Write one case into the store at `root`, whole or not at all."""
+    """Write one case into the store at `root`, whole or not at all: `case.json` comes last."""
     low, high = intensity_range(scan, window_hu)
     arrays = {"image": scan.voxels} | ({} if mask is None else {"mask": mask})
     with written_aside(case_folder(root, case)) as folder:
@@ -124,34 +127,60 @@ def write_case(
             **asdict(origin),
             image_sha256=content_digest(scan.voxels),
             mask_sha256="" if mask is None else content_digest(mask),
-            files={path.relative_to(folder).as_posix(): sha256_file(path) for path in files_below(folder)},
+            files={name_below(path, folder): sha256_file(path) for path in files_below(folder)},
         )
-        (folder / CASE_FILE).write_bytes(seal(asdict(facts)))
+    write_bytes(case_folder(root, case) / CASE_FILE, seal(_named(facts)))
     return facts
 
 
-def reusable_case(root: Path, case: str, origin: Origin) -> CaseFacts | None:
+def reusable_case(root: AnyPath, case: str, origin: Origin) -> CaseFacts | None:
     """The facts of the case as it is stored, if it was made of `origin` and all its files are whole."""
+    facts = _whole_case(root, case)
+    if facts is None:
+        return None
+    stored = Origin(
+        facts.source_sha256, facts.mask_source_sha256, facts.settings_sha256, facts.remote_version
+    )
+    return facts if stored == origin else None
+
+
+def unfetched_case(root: AnyPath, case: str, remote_version: str) -> CaseFacts | None:
+    """As `reusable_case`, for files behind a URL that were not fetched again."""
+    facts = _whole_case(root, case)
+    return facts if facts and facts.remote_version == remote_version else None
+
+
+def _whole_case(root: AnyPath, case: str) -> CaseFacts | None:
+    """The facts of a case whose files are all there, and on this machine as they were written."""
     folder = case_folder(root, case)
     try:
         facts = _read_facts(folder / CASE_FILE)
-        stored = Origin(facts.source_sha256, facts.mask_source_sha256, facts.settings_sha256)
-        found = {path.relative_to(folder).as_posix(): sha256_file(path) for path in files_below(folder)}
+        found = {name_below(path, folder): path for path in files_below(folder)}
+        if set(found) != {*facts.files, CASE_FILE}:
+            return None
+        if isinstance(folder, Path) and any(
+            sha256_file(found[name]) != facts.files[name] for name in facts.files
+        ):
+            return None
     except (OSError, TypeError, ValueError, KeyError):
         return None
-    unchanged = stored == origin and {name: found.get(name) for name in facts.files} == facts.files
-    return facts if unchanged and set(found) == {*facts.files, CASE_FILE} else None
+    return facts
 
 
-def files_of(root: Path, facts: CaseFacts) -> Mapping[str, str]:
+def files_of(root: AnyPath, facts: CaseFacts) -> Mapping[str, str]:
     """SHA-256 of every file of a case, by its path inside the store."""
     folder = case_folder(root, facts.case)
-    prefix = folder.relative_to(root).as_posix()
+    prefix = name_below(folder, root)
     own = {f"{prefix}/{CASE_FILE}": sha256_file(folder / CASE_FILE)}
     return own | {f"{prefix}/{name}": digest for name, digest in facts.files.items()}
 
 
-def _read_facts(path: Path) -> CaseFacts:
+def _named(facts: CaseFacts) -> dict[str, Any]:
+    """What `case.json` says; of local files nothing of a URL."""
+    return {name: value for name, value in asdict(facts).items() if name != "remote_version" or value}
+
+
+def _read_facts(path: AnyPath) -> CaseFacts:
     content = unseal(path.read_bytes())
     tuples: dict[str, Any] = {name: tuple(content[name]) for name in _TUPLES}
     return CaseFacts(**(content | tuples))

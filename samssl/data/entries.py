@@ -17,6 +17,20 @@ _JOINT = " + "
 
 
 @dataclass(frozen=True)
+class Remote:
+    """Where the files of a scan are fetched from."""
+
+    url: str
+    """Of the data root."""
+    files: tuple[str, ...]
+    """Relative to it, sorted."""
+    sizes: tuple[int, ...]
+    """In bytes."""
+    version: str
+    """Digest of what the filesystem tells changed files by, as their ETags."""
+
+
+@dataclass(frozen=True)
 class Entry:
     """One scan to prepare."""
 
@@ -41,6 +55,8 @@ class Entry:
     """Where each file says it; null: that of the data set."""
     subgroups: Mapping[str, str] = field(default_factory=dict)
     """Kind of subgroup, as site, to the one that the scan belongs to; never who it is."""
+    remote: Remote | None = None
+    """Of a data set behind a URL, whose paths here then are not those of files on this machine."""
 
     @property
     def image_files(self) -> tuple[Path, ...]:
@@ -51,6 +67,13 @@ class Entry:
     def mask_files(self) -> tuple[Path, ...]:
         """Every file of its masks."""
         return (self.mask, *self.further_masks) if self.mask else ()
+
+    def sizes(self) -> list[tuple[str, int]]:
+        """Name and bytes of each file; without those that are not there."""
+        if self.remote:
+            return list(zip(self.remote.files, self.remote.sizes, strict=True))
+        files = [path for path in (*self.image_files, *self.mask_files) if path.is_file()]
+        return [(path.name, path.stat().st_size) for path in files]
 
 
 def source_files(root: Path, source: str) -> list[Path]:

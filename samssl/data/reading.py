@@ -7,6 +7,7 @@ from jaxtyping import Integer
 
 from samssl.data.entries import Entry
 from samssl.data.masks import read_labels
+from samssl.data.remote import at_hand
 from samssl.data.scans import Modality, Scan, read_scan
 from samssl.data.sources import DataSource
 
@@ -19,13 +20,14 @@ def read_entry(
     Raises:
         UserError: either cannot be read, or they do not belong together.
     """
-    scan = read_scan(entry.image, modality, source.axis, files=entry.files, volume=source.volume)
-    mask = read_labels(
-        entry.mask_files,
-        scan,
-        labels,
-        source.mask_rules(),
-        values=source.mask_values,
-        part_labels=entry.part_labels,
-    )
+    with at_hand(entry) as here:
+        scan = read_scan(here.image, modality, source.axis, files=here.files, volume=source.volume)
+        mask = read_labels(
+            here.mask_files,
+            scan,
+            labels,
+            source.mask_rules(),
+            values=source.mask_values,
+            part_labels=here.part_labels,
+        )
     return scan, mask

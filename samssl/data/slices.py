@@ -28,7 +28,7 @@ from samssl.data.index import SliceIndex, store_digest
 from samssl.data.intensity import CaseIntensity
 from samssl.data.sealed import seal, unseal
 from samssl.data.shards import ShardedSlices
-from samssl.files import write_bytes
+from samssl.files import AnyPath, write_bytes
 
 INDEX_FILE, MANIFEST_FILE, REJECTED_FILE = "index.parquet", "manifest.json", "rejected.csv"
 
@@ -182,7 +182,7 @@ class SliceStore:
 
 
 def write_index(
-    root: Path, name: str, labels: Mapping[int, str], index: pd.DataFrame, files: Mapping[str, str]
+    root: AnyPath, name: str, labels: Mapping[int, str], index: pd.DataFrame, files: Mapping[str, str]
 ) -> str:
     """Complete the store: write its index, then its manifest, unless they are there already.
 
@@ -210,9 +210,9 @@ def write_index(
 
 def verify_store(root: str | Path) -> list[str]:
     """Read every byte of a store again; a sentence for each file or case that is not as it was written."""
-    filesystem, path = fsspec.url_to_fs(str(root))
+    filesystem, path = fsspec.url_to_fs(as_url(root))
     try:
-        manifest = _read_manifest(filesystem, path, str(root))
+        manifest = _read_manifest(filesystem, path, as_url(root))
     except UserError as error:
         return [str(error)]
     faults = [*_file_faults(filesystem, path, manifest["files"])]
@@ -285,5 +285,5 @@ def _case_faults(store: SliceStore, case: str) -> Iterator[str]:
             yield f"Case {case}: the voxels of its {read.__name__} are not those that were prepared."
 
 
-def _content(path: Path) -> bytes:
+def _content(path: AnyPath) -> bytes:
     return path.read_bytes() if path.is_file() else b""

@@ -8,11 +8,11 @@ import fnmatch
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from samssl.config import Count, PositiveInt, UserError, config
+from samssl.config import Count, PositiveInt, UserError, config, is_url
 from samssl.data.entries import Entry, Names, known_modality, relative_name, source_name
 from samssl.data.layouts.acdc import find_acdc, is_acdc
 from samssl.data.layouts.bids import find_bids
@@ -28,6 +28,7 @@ from samssl.data.pseudonyms import Key, open_key
 from samssl.data.readers.files import IMAGE_SUFFIXES, VOLUME_SUFFIXES
 from samssl.data.readers.masks import MaskRules
 from samssl.data.recipe import read_recipe
+from samssl.data.remote import listed
 from samssl.data.scans import Axis, Modality
 
 Layout = Literal["auto", "csv", "msd", "nnunet", "bids", "acdc", "busi", "dicom", "folders", "recipe"]
@@ -39,7 +40,8 @@ class DataSource:
     """Where the scans lie and how to understand their names."""
 
     root: Path
-    """Folder of the data set; for the csv layout, the CSV or Parquet file itself or its folder."""
+    """Folder of the data set, or its URL for fsspec, as s3://bucket/set; for the csv layout, the CSV or
+    Parquet file itself or its folder."""
     recipe: str = ""
     """Name of a public data set, as `samssl datasets` lists them: gives whatever is not set here."""
     variant: str = ""
@@ -149,6 +151,10 @@ def find_sources(source: DataSource, name: str) -> Found:
     Raises:
         UserError: the data set is not laid out as told, or two scans would get the same case id.
     """
+    if is_url(source.root):
+        with listed(source.root) as tree:
+            found = find_sources(replace(source, root=tree.folder), name)
+            return replace(found, entries=[tree.entry(entry) for entry in found.entries])
     root = source.root.expanduser().absolute()
     if not root.exists():
         raise UserError(f"data.root: there is no {root}.")

@@ -13,6 +13,7 @@ import pytest
 from samssl.config import ConfigError, UserError, load_config
 from samssl.data.prepare import PrepareConfig, prepare
 from samssl.data.slices import SliceStore, verify_store
+from samssl.data.sources import find_sources
 from samssl.data.splits import SplitConfig
 
 
@@ -175,13 +176,6 @@ def test_finished_cases_outlive_a_kill_of_all_processes(prepare_config, decathlo
     assert verify_store(config.out) == []
 
 
-@pytest.mark.parametrize("field", ["out", "data.root"])
-def test_a_url_is_refused_and_not_taken_for_a_folder(field, tmp_path):
-    fields = {"name": "tiny", "out": str(tmp_path), "data.root": str(tmp_path)}
-    with pytest.raises(ConfigError, match=rf"{field.rpartition('.')[2]}: prepare .* a folder"):
-        load_config(PrepareConfig, None, fields | {field: "s3://bucket/place"})
-
-
 def test_broken_files_are_listed_and_the_rest_goes_on(prepare_config, decathlon):
     (decathlon / "imagesTr" / "liver_2.nii.gz").write_bytes(b"rubbish")
     (decathlon / "labelsTr" / "liver_4.nii.gz").write_bytes(b"rubbish")
@@ -257,3 +251,11 @@ def test_config_is_read_from_yaml_names(tmp_path):
     assert config.split.train == 5
     with pytest.raises(ConfigError, match="letters"):
         load_config(PrepareConfig, tmp_path / "p.yaml", {"name": "a/b"})
+
+
+def test_the_memory_of_a_case_follows_its_files_or_is_what_is_set(prepare_config, decathlon):
+    config = prepare_config(public_names=True)
+    entry = find_sources(config.data, config.name).entries[0]
+    sizes = [path.stat().st_size for path in (*entry.image_files, *entry.mask_files)]
+    assert config.memory_of(entry) == (1 << 28) + 40 * sum(sizes)
+    assert replace(config, memory_gib=1.5).memory_of(entry) == 3 << 29

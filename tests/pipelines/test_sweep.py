@@ -137,11 +137,11 @@ def test_tpe_with_asha_ends_what_falls_behind_and_goes_on_from_what_tune_kept(
 def test_what_is_paused_goes_on_and_what_is_ended_early_is_named(
     make: Callable[..., Sweep], scheduler: str
 ) -> None:
-    search = {"method": "random", "trials": 4, "scheduler": scheduler, "reduction": 2, "seed": 1, "at_once": 2}
+    search = {"method": "random", "trials": 4, "scheduler": scheduler, "reduction": 2, "seed": 1}
     optim = SETTINGS["finetune"]["optim"] | {"steps": 6}
     finetune = {"data": {"shots": 2}, "optim": optim}
     space = {"finetune.optim.lr": {"loguniform": [1e-6, 1e-1]}}
-    sweep = make(scheduler, space, search=search, finetune=finetune)
+    sweep = make(scheduler, space, search=search | {"at_once": 2}, finetune=finetune)
     sweep.run()
     table = sweep.table()
     assert len(table) == 4

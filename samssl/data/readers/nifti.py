@@ -56,7 +56,7 @@ def _chosen(shape: tuple[int, ...], volume: int | None, path: Path) -> int | Non
 
 def _content(path: Path) -> bytes:
     """Header and voxels, read to the file's very end, where gzip has its checksum."""
-    with igzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+    with igzip.IGzipFile(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
         head = file.read(_HEADER_BYTES)
         header = _image_class(head, path).header_class(head[: _size_of(head)], check=False)
         promised, offset = _promised(header, path)
