@@ -7,6 +7,7 @@ again, after a lost node or a killed driver, goes on from the last state in it.
 
 import os
 import re
+import shutil
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -129,7 +130,14 @@ class Trials:
             tuner = tune.Tuner(
                 trainable, param_space=space, tune_config=settings, run_config=self._run_config()
             )
-        return [self._outcome(result) for result in tuner.fit()]
+        try:
+            return [self._outcome(result) for result in tuner.fit()]
+        except (OSError, EOFError) as error:  # the latter from what Tune wrote of a failure and could not end
+            free = shutil.disk_usage(self.storage).free
+            raise UserError(
+                f"Ray Tune's own files in {path} cannot be written or read ({error}); {free / 1e6:.0f} MB of "
+                "its disk are free. Once there is room, the same command goes on from what is finished."
+            ) from None
 
     def _run_config(self) -> tune.RunConfig:
         return tune.RunConfig(

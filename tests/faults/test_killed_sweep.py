@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -25,6 +25,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, make_scans: Callable[..., Pat
     root = tmp_path_factory.mktemp("killed_sweep")
     make_store(root, make_scans)
     optim = {"steps": 40, "batch_size": 4, "warmup_steps": 1, "validate_every": 20, "save_every": 5}
+    optim["lr"] = 5e-3  # high enough to learn something, so that tables differ where trials do
     settings = {
         "name": "ranks",
         "model": {"variant": "micro", "image_size": 32},
@@ -60,11 +61,11 @@ def wait_for(driver: subprocess.Popen[str], done: int) -> None:
 
 def test_a_killed_driver_loses_no_finished_trial_and_repeats_none(root: Path) -> None:
     driver = start(root, *sweep(root, "driver"))
-    wait_for(driver, 2)
+    wait_for(driver, 1)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     finished = sorted((root / "driver/trials").rglob("bundle/bundle.json"))
-    assert 2 <= len(finished) < len(RANKS)
+    assert 1 <= len(finished) < len(RANKS)
     before = {path: path.stat().st_mtime_ns for path in finished}
     samssl(root, *sweep(root, "driver"))
     assert {path: path.stat().st_mtime_ns for path in finished} == before
@@ -95,3 +96,27 @@ def test_a_killed_node_costs_no_trial(root: Path, monkeypatch: pytest.MonkeyPatc
     finally:
         cluster.shutdown()
     pd.testing.assert_frame_equal(table(root, "node"), table(root, "undisturbed"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem that a sweep of the three ranks does not fit in."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a filesystem is not allowed here")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_full_disk_is_told_and_the_rerun_ends_with_the_same_table(root: Path, small_disk: Path) -> None:
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(600_000))
+    full = samssl(root, *sweep(root, str(small_disk / "full")), check=False)
+    assert full.returncode == 1
+    assert "Once there is room, the same command goes on" in full.stderr
+    ballast.unlink()
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    samssl(root, *sweep(root, str(small_disk / "full")))
+    pd.testing.assert_frame_equal(table(root, str(small_disk / "full")), table(root, "undisturbed"))

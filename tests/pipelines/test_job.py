@@ -53,6 +53,12 @@ class Head:
                 line, cwd=ROOT, env=self.environment, stdout=out, stderr=subprocess.STDOUT
             )
 
+    def asks(self, path: str) -> bytes:
+        """What the cluster's dashboard answers."""
+        request = Request(f"{self.address}{path}", headers={"Authorization": f"Bearer {self.token}"})
+        with urlopen(request, timeout=30) as answer:
+            return answer.read()
+
     def run(self, log: Path, *command: str) -> tuple[int, str]:
         """Exit code and output of a command."""
         code = self.start(log, *command).wait()
@@ -151,6 +157,8 @@ class Stopped:
     run_id: str
     """Of pretraining, in MLflow."""
     saved_step: int
+    log: str
+    """What the job itself has said to its end, which `output` may leave before."""
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +178,8 @@ def stopped(head: Head, study: StudyFolder) -> Stopped:
     code, run_id = process.wait(), study.json("pretrain/seed0/run.json")["run_id"]
     saved_step = saved(state)
     assert saved_step < STEPS
-    return Stopped(code, log.read_text(), run_id, saved_step)
+    logs = json.loads(head.asks(f"/api/jobs/{job[0]}/logs"))["logs"]
+    return Stopped(code, log.read_text(), run_id, saved_step, logs)
 
 
 def test_the_command_is_printed_and_a_stopped_job_is_no_success(head: Head, stopped: Stopped) -> None:
@@ -178,7 +187,7 @@ def test_the_command_is_printed_and_a_stopped_job_is_no_success(head: Head, stop
     assert stopped.output.startswith(f"ray job submit --address {head.address} --submission-id samssl-study-")
     assert head.token not in stopped.output
     assert "was stopped. The same command goes on from what is finished." in stopped.output
-    assert "Interrupted. What is finished is kept" in stopped.output  # said by the job itself
+    assert "Interrupted. What is finished is kept" in stopped.log
 
 
 def test_the_same_command_goes_on_to_the_report(head: Head, study: StudyFolder, stopped: Stopped) -> None:
