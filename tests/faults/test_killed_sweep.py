@@ -24,7 +24,13 @@ def root(tmp_path_factory: pytest.TempPathFactory, make_scans: Callable[..., Pat
     """A folder with a slice store, `sweep.yaml`, and what an undisturbed sweep found."""
     root = tmp_path_factory.mktemp("killed_sweep")
     make_store(root, make_scans)
-    optim = {"steps": 40, "batch_size": 4, "warmup_steps": 1, "validate_every": 20, "save_every": 5}
+    optim: dict[str, float] = {
+        "steps": 40,
+        "batch_size": 4,
+        "warmup_steps": 1,
+        "validate_every": 20,
+        "save_every": 5,
+    }
     optim["lr"] = 5e-3  # high enough to learn something, so that tables differ where trials do
     settings = {
         "name": "ranks",
