@@ -11,11 +11,12 @@ from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 15.0
 ROWS = 20
 """Trials in the table at one time, those that run first."""
+STATES = {Trial.PENDING: "waits", Trial.RUNNING: "runs", Trial.PAUSED: "paused", Trial.ERROR: "lost"}
+"""Tune's words in ours; any other trial is done."""
 
 
 class TrialTable(tune.Callback):
@@ -26,9 +27,11 @@ class TrialTable(tune.Callback):
         self.started = self.told = time.monotonic()
         self.trials: list[Trial] = []
         self.live: Live | None = None
+        self.over: set[str] = set()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial begins, or begins again."""
+        self.over.discard(trial.trial_id)
         self._show(trials)
 
     def on_trial_result(
@@ -40,7 +43,8 @@ class TrialTable(tune.Callback):
             self._tell(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial is over, or was ended by its scheduler."""
+        """A trial is over, or was ended by its scheduler; Tune says so of its state only after this."""
+        self.over.add(trial.trial_id)
         self._show(trials)
         if not sys.stdout.isatty():
             self._tell(trial)
@@ -71,16 +75,15 @@ class TrialTable(tune.Callback):
         self.live.update(self._page())
 
     def _page(self) -> Group:
-        table = Table(*("run", "state", "step", "best score", "seconds"), title=self.title, expand=True)
+        columns = ("run", "state", "progress", "best", "time")
+        table = Table(*columns, title=self.title, caption=self._count(), expand=True)
         running_first = sorted(self.trials, key=lambda trial: trial.status != Trial.RUNNING)
         for trial in running_first[:ROWS]:
             table.add_row(*self._row(trial))
-        over = sum(trial.is_finished() for trial in self.trials)
-        return Group(table, ProgressBar(total=self.expected, completed=over), Text(self._count()))
+        return Group(table, ProgressBar(total=self.expected, completed=len(self.over)))
 
     def _count(self) -> str:
-        over = sum(trial.is_finished() for trial in self.trials)
-        return f"{over} of {self.expected} done{self._left(over)}"
+        return f"{len(self.over)} of {self.expected} done{self._left(len(self.over))}"
 
     def _left(self, over: int) -> str:
         if not over or over >= self.expected:
@@ -90,7 +93,8 @@ class TrialTable(tune.Callback):
 
     def _row(self, trial: Trial) -> tuple[str, str, str, str, str]:
         last = trial.last_result or {}
-        state = "failed" if last.get("error") else trial.status.lower()
+        state = "done" if trial.trial_id in self.over else STATES.get(trial.status, "done")
+        state = "failed" if last.get("error") else state
         score = last.get("score")
         return (
             self.name_of(trial.config),
