@@ -58,6 +58,12 @@ STAGES = {
         "samssl.predicting:run_predict",
         sources=("bundle", "scans"),
     ),
+    "serve": Stage(
+        "a bundle as a server on this machine, with a page in the browser: samssl serve BUNDLE",
+        "samssl.serving.settings:ServeConfig",
+        "samssl.cluster.serve:run_serve",
+        sources=("bundle",),
+    ),
     "nnunet": Stage(
         "labelled cases to an nnU-Net and its scores, to compare with",
         "samssl.cluster.nnunet:NnunetConfig",

@@ -59,6 +59,14 @@ samssl predict runs/mine/finetune/bundle scan.nii.gz --out runs/masks
 samssl predict runs/mine/finetune/bundle /data/new --out runs/masks min_component_ml=0.1 \\
     'more_bundles=[runs/seed1/finetune/bundle, runs/seed2/finetune/bundle]'
 """,
+    "serve": """
+# then open http://127.0.0.1:8000 and drop a scan, or:
+#   curl --data-binary @scan.nii.gz --output mask.nii.gz http://127.0.0.1:8000/predict
+samssl serve runs/mine/finetune/bundle
+# three bundles together, small uploads only
+samssl serve runs/mine/finetune/bundle port=8080 max_megabytes=50 \\
+    'more_bundles=[runs/seed1/finetune/bundle, runs/seed2/finetune/bundle]'
+""",
     "nnunet": """
 # needs pip install 'samssl[nnunet]'; the same five patients as shots=5 and seed 0 of a study
 samssl nnunet out=runs/nnunet store=/data/my-store shots=5 shot_seed=0

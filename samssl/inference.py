@@ -10,7 +10,7 @@ logits, as nnU-Net has it for its folds (doi:10.1038/s41592-020-01008-z); their 
 their probabilities.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import log
@@ -113,7 +113,7 @@ class LoadedBundle:
             UserError: a bundle cannot be used, takes prompts, or has other classes than the first.
         """
         self.bundles = [read_bundle(path) for path in paths]
-        _check_members(paths, self.bundles)
+        check_members(paths, self.bundles)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.segmenters: list[Any] = [load_segmenter(path, base).to(self.device) for path in paths]
 
@@ -134,8 +134,11 @@ class LoadedBundle:
         *,
         files: Sequence[Path] = (),
         modality: Modality | None = None,
+        between: Callable[[], None] = lambda: None,
     ) -> Prediction:
         """Segment the scan of a file, or of the `files` of a DICOM series; `modality` is what the file says.
+
+        `between` is called after every few slices; what it raises ends the prediction.
 
         Raises:
             UserError: the scan cannot be read, or nothing says what modality it is of.
@@ -147,7 +150,7 @@ class LoadedBundle:
         axis = settings.axis or _axis(known.axis if known else "auto")
         oriented = scan_of(grid, chosen, path, axis)
         slices = scan_slices(oriented, (known and known.window_hu) or DataSource.window_hu)
-        found = self._segment(slices, settings)
+        found = self._segment(slices, settings, between)
         classes = _cleaned(found.classes, self.classes, oriented, settings)
         turn = _Turn(oriented, grid.array.shape, grid.affine)
         inside = classes.any(axis=0) if self.classes.overlapping else classes > 0
@@ -178,7 +181,7 @@ class LoadedBundle:
         return modality
 
     @torch.inference_mode()
-    def _segment(self, slices: ScanSlices, settings: InferenceConfig) -> _Found:
+    def _segment(self, slices: ScanSlices, settings: InferenceConfig, between: Callable[[], None]) -> _Found:
         bf16 = settings.precision == "bf16" or (settings.precision == "auto" and self.device.type == "cuda")
         decided, entropies, differing, touched = [], [], 0, 0
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
@@ -187,7 +190,9 @@ class LoadedBundle:
                 for number in range(len(self.bundles))
                 for flips in _subsets(settings.flips)
             ]
+            between()
             for logits in zip(*members, strict=True):
+                between()
                 decided.append(self.classes.decide(torch.stack(logits).mean(dim=0)).cpu().numpy())
                 entropies.append(_entropy(logits, self.classes.overlapping).cpu().numpy())
                 differ, touch = _differing([self.classes.decide(each) for each in logits])
@@ -227,7 +232,12 @@ class _Turn:
         return turned_onto(array, self.scan.affine, self.shape, self.affine)
 
 
-def _check_members(paths: Sequence[Path], bundles: Sequence[Bundle]) -> None:
+def check_members(paths: Sequence[Path], bundles: Sequence[Bundle]) -> None:
+    """Whether bundles can predict, and together.
+
+    Raises:
+        BundleError: one takes prompts, or has other classes than the first.
+    """
     for path, bundle in zip(paths, bundles, strict=True):
         if bundle.mode == "promptable":
             raise BundleError(

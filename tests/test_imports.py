@@ -12,6 +12,8 @@ CORE = [
     "samssl.predict",
     "samssl.predicting",
     "samssl.report.page",
+    "samssl.serving.app",
+    "samssl.serving.segmenting",
     "samssl.train.finetune",
     "samssl.train.pretrain",
     "samssl.data.prepare",

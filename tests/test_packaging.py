@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
+SUFFIXES = (".py", ".html", ".css", ".js", ".txt")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PINS = dict(re.findall(r"^(\S+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
 
@@ -30,7 +31,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_code_pages_and_configs(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     configs = {f"samssl/{path.relative_to(ROOT)}" for path in (ROOT / "ray_configs").rglob("*.yaml")}
-    package = [path for path in (ROOT / "samssl").rglob("*") if path.suffix in (".py", ".html")]
+    package = [path for path in (ROOT / "samssl").rglob("*") if path.suffix in SUFFIXES]
     assert configs
     assert configs | {path.relative_to(ROOT).as_posix() for path in package} <= names
     assert {name.split("/")[0] for name in names} == {"samssl", f"samssl-{PROJECT['version']}.dist-info"}

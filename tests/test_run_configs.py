@@ -75,6 +75,8 @@ WORK: dict[str, tuple[str, Any]] = {
     "doctor": ("samssl.cluster.doctor.describe_health", lambda with_ray: ("", True)),
 }
 """What commands that are no stage do, and what they do here instead."""
+SUFFIXES = (".py", ".yaml", ".html", ".css", ".js")
+"""Of the files that the README names."""
 COMMANDS = {*STAGES, *WORK, "bench", "completion", "demo", "submit"}
 ALL_COMMANDS = [(document, arguments) for document in DOCUMENTS for arguments in commands(fences(document))]
 ALL_COMMANDS += [(ROOT / "samssl/examples.py", arguments) for arguments in commands(EXAMPLES.values())]
@@ -171,7 +173,7 @@ def test_the_readme_names_every_file() -> None:
         named.add("".join(folders))
     folders = [*("pipelines", "samssl"), "ray_configs"]
     paths = [path for folder in folders for path in (ROOT / folder).rglob("*.*") if path.is_file()]
-    files = {path.relative_to(ROOT).as_posix() for path in paths if path.suffix in (".py", ".yaml", ".html")}
+    files = {path.relative_to(ROOT).as_posix() for path in paths if path.suffix in SUFFIXES}
     # A recipe is a file for each public data set; `samssl datasets` is their list.
     files -= {name for name in files if name.endswith("__init__.py") or "/recipes/public/" in name}
     assert {name for name in named if name.startswith(tuple(folders)) and not name.endswith("/")} == files

@@ -4,7 +4,7 @@ import logging
 import math
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -42,6 +42,17 @@ def read_nifti(path: Path, volume: int | None = None) -> Grid:
     return placed(array, affine, path)
 
 
+def read_shape(path: Path) -> tuple[int, ...]:
+    """The sizes that a header claims, without reading any voxel.
+
+    Raises:
+        UserError: the file is damaged or no NIfTI.
+    """
+    with naming(path), _opened(path) as file:
+        shape = _header(file.read(_HEADER_BYTES), path).get_data_shape()
+    return tuple(int(size) for size in shape)
+
+
 def _chosen(shape: tuple[int, ...], volume: int | None, path: Path) -> int | None:
     """Which volume of a 4D file is meant; None for a file of one."""
     if len(shape) != 4 or shape[3] == 1:
@@ -56,13 +67,21 @@ def _chosen(shape: tuple[int, ...], volume: int | None, path: Path) -> int | Non
 
 def _content(path: Path) -> bytes:
     """Header and voxels, read to the file's very end, where gzip has its checksum."""
-    with igzip.IGzipFile(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+    with _opened(path) as file:
         head = file.read(_HEADER_BYTES)
-        header = _image_class(head, path).header_class(head[: _size_of(head)], check=False)
-        promised, offset = _promised(header, path)
-        body = read_at_most(file, max(0, promised + offset - len(head)), path)  # pyright: ignore[reportArgumentType]
+        promised, offset = _promised(_header(head, path), path)
+        body = read_at_most(file, max(0, promised + offset - len(head)), path)
     check_held(promised, len(head) + len(body) - offset, path)
     return head + body
+
+
+def _opened(path: Path) -> BinaryIO:
+    file: Any = igzip.IGzipFile(path) if path.name.lower().endswith(".gz") else path.open("rb")
+    return file
+
+
+def _header(head: bytes, path: Path) -> Any:
+    return _image_class(head, path).header_class(head[: _size_of(head)], check=False)
 
 
 def _size_of(content: bytes) -> int:

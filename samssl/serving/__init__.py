@@ -1,0 +1,1 @@
+"""A bundle behind HTTP: the application, without Ray, and its page in the browser."""
