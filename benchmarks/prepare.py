@@ -106,7 +106,7 @@ def usual_loop(scans: list[Path], out: Path, save: Callable[..., object]) -> Non
     load = Compose([LoadImage(dtype=np.int16, ensure_channel_first=True), Orientation(axcodes="LPS")])
     out.mkdir(exist_ok=True)
     for scan in scans:
-        save(out / scan.name.removesuffix(".nii.gz"), np.ascontiguousarray(load(scan)[0].numpy().T))
+        save(out / scan.name.removesuffix(".nii.gz"), np.ascontiguousarray(np.asarray(load(scan)[0]).T))
 
 
 def check_equal(config: PrepareConfig, scans: list[Path]) -> SliceStore:
