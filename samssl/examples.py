@@ -58,6 +58,8 @@ samssl predict runs/mine/finetune/bundle scan.nii.gz --out runs/masks
 # every scan of a folder, DICOM series too, by three bundles together, without specks
 samssl predict runs/mine/finetune/bundle /data/new --out runs/masks min_component_ml=0.1 \\
     'more_bundles=[runs/seed1/finetune/bundle, runs/seed2/finetune/bundle]'
+# what points and boxes of a file point at, by a bundle of mode=promptable
+samssl predict runs/promptable/bundle scan.nii.gz --out runs/masks prompts=prompts.csv
 """,
     "serve": """
 # then open http://127.0.0.1:8000 and drop a scan, or:

@@ -25,15 +25,17 @@ from torch import Tensor
 
 from samssl.bundle import Bundle, BundleError, load_segmenter, read_bundle
 from samssl.config import Count, NonNegative, UserError, config
-from samssl.data.classes import Classes, ClassMap
+from samssl.data.classes import Classes, ClassMap, run_classes
 from samssl.data.entries import known_modality
 from samssl.data.familiarity import unlike
 from samssl.data.inputs import square_images
-from samssl.data.readers.geometry import turned_onto
+from samssl.data.pointed import PointedObject, Pointing, pointed_objects
+from samssl.data.readers.geometry import Grid, turned_onto
 from samssl.data.resize import fitted_shape
 from samssl.data.scans import Axis, Modality, Scan, read_grid, scan_of
 from samssl.data.single import ScanSlices, scan_slices
 from samssl.data.sources import DataSource
+from samssl.interactive import Asking, pointed_answers
 from samssl.predict import native_logits
 
 Flip = Literal["horizontal", "vertical"]
@@ -106,20 +108,23 @@ class _Found:
 class LoadedBundle:
     """The segmenters of one or more bundles of the same classes, ready to predict; made by `load_bundle`."""
 
-    def __init__(self, paths: Sequence[Path], base: Path | None = None) -> None:
+    def __init__(self, paths: Sequence[Path], base: Path | None = None, *, prompted: bool = False) -> None:
         """Load the bundles; `base` says where base weights are, if not where they were.
 
+        With `prompted` a promptable bundle, which needs a `pointing` at each scan; else those that need none.
+
         Raises:
-            UserError: a bundle cannot be used, takes prompts, or has other classes than the first.
+            UserError: a bundle cannot be used, is of the other kind, or has other classes than the first.
         """
         self.bundles = [read_bundle(path) for path in paths]
-        check_members(paths, self.bundles)
+        self.prompted = prompted
+        (_check_prompted if prompted else check_members)(paths, self.bundles)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.segmenters: list[Any] = [load_segmenter(path, base).to(self.device) for path in paths]
 
     @property
     def classes(self) -> Classes:
-        """What is told apart."""
+        """What is told apart, where a pointing does not say otherwise."""
         return self.bundles[0].run_classes
 
     @property
@@ -135,13 +140,15 @@ class LoadedBundle:
         files: Sequence[Path] = (),
         modality: Modality | None = None,
         between: Callable[[], None] = lambda: None,
+        pointing: Pointing | None = None,
     ) -> Prediction:
         """Segment the scan of a file, or of the `files` of a DICOM series; `modality` is what the file says.
 
         `between` is called after every few slices; what it raises ends the prediction.
 
         Raises:
-            UserError: the scan cannot be read, or nothing says what modality it is of.
+            UserError: the scan cannot be read, nothing says what modality it is of, or `pointing` is given
+                to bundles that need none, left out of one that does, or does not fit the scan.
         """
         path = Path(scan).expanduser()
         grid = read_grid(path, files=files, volume=settings.volume)
@@ -150,14 +157,19 @@ class LoadedBundle:
         axis = settings.axis or _axis(known.axis if known else "auto")
         oriented = scan_of(grid, chosen, path, axis)
         slices = scan_slices(oriented, (known and known.window_hu) or DataSource.window_hu)
-        found = self._segment(slices, settings, between)
-        classes = _cleaned(found.classes, self.classes, oriented, settings)
+        told_apart = pointed_classes(self.bundles[0], pointing) if pointing else self.classes
+        objects = self._pointed(pointing, told_apart, grid, oriented)
+        if objects:
+            found = self._answer(slices, objects, settings, between)
+        else:
+            found = self._segment(slices, settings, between)
+        classes = _cleaned(found.classes, told_apart, oriented, settings)
         turn = _Turn(oriented, grid.array.shape, grid.affine)
-        inside = classes.any(axis=0) if self.classes.overlapping else classes > 0
+        inside = classes.any(axis=0) if told_apart.overlapping else classes > 0
         return Prediction(
             mask=np.stack([turn(region) for region in classes]) if classes.ndim == 4 else turn(classes),
             affine=grid.affine,
-            classes=self.classes,
+            classes=told_apart,
             entropy=turn(found.entropy),
             uncertainty=float(found.entropy[inside].mean()) if inside.any() else None,
             disagreement=found.disagreement,
@@ -180,11 +192,50 @@ class LoadedBundle:
             )
         return modality
 
+    def _pointed(
+        self, pointing: Pointing | None, classes: Classes, grid: Grid, scan: Scan
+    ) -> list[PointedObject]:
+        if self.prompted != (pointing is not None):
+            raise UserError("A promptable bundle needs prompts, and others take none.")
+        if pointing is None:
+            return []
+        if not pointing.pointers:
+            raise UserError("No prompt points at anything in this scan.")
+        return pointed_objects(pointing, classes.labels, grid, scan)
+
+    @torch.inference_mode()
+    def _answer(
+        self,
+        slices: ScanSlices,
+        objects: Sequence[PointedObject],
+        settings: InferenceConfig,
+        between: Callable[[], None],
+    ) -> _Found:
+        """Label ids where objects are; where they overlap, of the one that is surest."""
+        if settings.flips:
+            raise UserError("Prompts say where things are, so that slices are not mirrored: leave flips out.")
+        bundle, shape = self.bundles[0], slices.scan.voxels.shape
+        largest = max(each.label for each in objects)
+        classes = np.zeros(shape, np.uint8 if largest < 256 else np.uint16)
+        surest = np.full(shape, -np.inf, np.float32)
+        asking = Asking(bundle.model.image_size, bundle.input, 0, self.device)
+        with self._precision(settings):
+            for each, logits in pointed_answers(self.segmenters[0], slices, objects, asking):
+                between()
+                values = logits.cpu().numpy()
+                classes[each.z][(values > 0) & (values > surest[each.z])] = each.label
+                surest[each.z] = np.maximum(surest[each.z], values)
+        entropy = _entropy([torch.from_numpy(surest)[:, None]], overlapping=True)
+        return _Found(classes, entropy.numpy(), None)
+
+    def _precision(self, settings: InferenceConfig) -> torch.autocast:
+        bf16 = settings.precision == "bf16" or (settings.precision == "auto" and self.device.type == "cuda")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
+
     @torch.inference_mode()
     def _segment(self, slices: ScanSlices, settings: InferenceConfig, between: Callable[[], None]) -> _Found:
-        bf16 = settings.precision == "bf16" or (settings.precision == "auto" and self.device.type == "cuda")
         decided, entropies, differing, touched = [], [], 0, 0
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+        with self._precision(settings):
             members = [
                 self._member(number, slices, flips)
                 for number in range(len(self.bundles))
@@ -241,14 +292,30 @@ def check_members(paths: Sequence[Path], bundles: Sequence[Bundle]) -> None:
     for path, bundle in zip(paths, bundles, strict=True):
         if bundle.mode == "promptable":
             raise BundleError(
-                f"The bundle {path} segments what it is prompted for, and predict has no prompts. Give a "
-                "bundle that was fine-tuned with mode=automatic."
+                f"The bundle {path} segments what it is prompted for: give predict its prompts as a file, or "
+                "a bundle that was fine-tuned with mode=automatic."
             )
         if bundle.run_classes != bundles[0].run_classes:
             raise BundleError(
                 f"The bundle {path} has other classes than {paths[0]}. Bundles that predict together must "
                 "have the same."
             )
+
+
+def _check_prompted(paths: Sequence[Path], bundles: Sequence[Bundle]) -> None:
+    if len(bundles) > 1:
+        raise BundleError("Bundles that are prompted do not predict together: leave more_bundles out.")
+    if bundles[0].mode != "promptable":
+        raise BundleError(
+            f"The bundle {paths[0]} segments by itself and takes no prompts. Leave them out, or give a "
+            "bundle that was fine-tuned with mode=promptable."
+        )
+
+
+def pointed_classes(bundle: Bundle, pointing: Pointing) -> Classes:
+    """What pointers may name: each label is a class."""
+    labels = bundle.labels if pointing.labels is None else {0: bundle.labels[0], **pointing.labels}
+    return run_classes(labels)
 
 
 def _subsets(flips: Sequence[Flip]) -> list[tuple[Flip, ...]]:

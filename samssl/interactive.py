@@ -5,9 +5,11 @@ at the most interior pixel of the largest error so far; the box is exact. All of
 reference, so that a slice without the label gets no prompt and cannot hold a false positive: these scores
 are not to be compared with those of automatic segmentation. Clicks are placed, and answers are judged, at
 the native resolution of the slice.
+
+A user's own prompts are asked in the same way (`pointed_answers`).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +20,9 @@ from jaxtyping import Bool, Float, Float32, Int64, Integer
 from torch import Tensor
 
 from samssl.data.inputs import InputConfig, square_images
+from samssl.data.pointed import PointedObject
 from samssl.data.resize import fitted_shape, unfit_square
+from samssl.data.single import ScanSlices
 from samssl.data.slices import SliceStore
 from samssl.metrics import case_dice
 from samssl.models.promptable import Prompts, best_masks
@@ -130,9 +134,9 @@ def answers(
     frame = _Frame(height, width, asking)
     boxes = np.stack([box_around(mask) for mask in masks])
     corners = frame.to_input(boxes.reshape(-1, 2, 2)).flatten(1)
-    low_res, _ = segmenter.decode(embeddings, Prompts(image, boxes=corners), multimask=False)
+    filled = _ask(segmenter, embeddings, Prompts(image, boxes=corners))
     none = np.zeros((len(masks), 0, 2), np.float32), np.zeros((len(masks), 0), np.int64)
-    yield Answer("box", 0, frame.to_slice(low_res[:, 0]), *none, boxes)
+    yield Answer("box", 0, frame.to_slice(filled), *none, boxes)
 
     points, labels = none
     prompts, found = Prompts(image), np.zeros_like(masks)
@@ -141,10 +145,70 @@ def answers(
         points = np.concatenate([points, new[:, None]], axis=1)
         labels = np.concatenate([labels, label[:, None]], axis=1)
         prompts = prompts.clicked(frame.to_input(new), torch.from_numpy(label).to(asking.device))
-        chosen = best_masks(*segmenter.decode(embeddings, prompts, multimask=prompts.ambiguous))
+        chosen = _ask(segmenter, embeddings, prompts)
         answer = Answer("clicks", number, frame.to_slice(chosen), points, labels)
         yield answer
         prompts, found = prompts.answered(chosen), answer.masks
+
+
+@torch.no_grad()
+def pointed_answers(
+    segmenter: Any, scan: ScanSlices, objects: Sequence[PointedObject], asking: Asking
+) -> Iterator[tuple[PointedObject, Float[Tensor, "H W"]]]:
+    """Logits, in native pixels, of each object that a user points out: as `answers` to the same prompts.
+
+    The box comes first, then click by click, each of which sees the answer before.
+    """
+    segmenter.eval()
+    _, height, width = scan.scan.voxels.shape
+    frame = _Frame(height, width, asking)
+    planes = sorted({each.z for each in objects})
+    for first in range(0, len(planes), SLICES_AT_ONCE):
+        shown = planes[first : first + SLICES_AT_ONCE]
+        embeddings = segmenter.embed(
+            square_images(scan, shown, asking.image_size, asking.inputs, asking.device)
+        )
+        for together in _alike([each for each in objects if each.z in shown]):
+            image = torch.tensor([shown.index(each.z) for each in together], device=asking.device)
+            yield from zip(together, _told(segmenter, embeddings, image, together, frame), strict=True)
+
+
+def _alike(objects: Sequence[PointedObject]) -> Iterator[list[PointedObject]]:
+    """Objects with as many prompts of the same kinds, so many as are decoded together."""
+    groups: dict[tuple[bool, int], list[PointedObject]] = {}
+    for each in objects:
+        groups.setdefault((each.box is not None, len(each.points)), []).append(each)
+    for group in groups.values():
+        for start in range(0, len(group), OBJECTS_AT_ONCE):
+            yield group[start : start + OBJECTS_AT_ONCE]
+
+
+def _told(
+    segmenter: Any,
+    embeddings: Float[Tensor, "B C h w"],
+    image: Integer[Tensor, " N"],
+    objects: Sequence[PointedObject],
+    frame: "_Frame",
+) -> Float[Tensor, "N H W"]:
+    prompts, chosen = Prompts(image), None
+    boxes = [each.box for each in objects if each.box is not None]
+    if boxes:
+        prompts = Prompts(image, boxes=frame.to_input(np.stack(boxes).reshape(-1, 2, 2)).flatten(1))
+        chosen = _ask(segmenter, embeddings, prompts)
+    points, labels = (np.stack(part) for part in zip(*((o.points, o.labels) for o in objects), strict=True))
+    for number in range(points.shape[1]):
+        if chosen is not None:
+            prompts = prompts.answered(chosen)
+        label = torch.from_numpy(labels[:, number]).to(image.device)
+        prompts = prompts.clicked(frame.to_input(points[:, number]), label)
+        chosen = _ask(segmenter, embeddings, prompts)
+    assert chosen is not None, "an object without any prompt"
+    return frame.to_slice(chosen)
+
+
+def _ask(segmenter: Any, embeddings: Float[Tensor, "B C h w"], prompts: Prompts) -> Float[Tensor, "N H W"]:
+    """The answer that SAM holds to be the best of three to a single point, else the only one."""
+    return best_masks(*segmenter.decode(embeddings, prompts, multimask=prompts.ambiguous))
 
 
 @dataclass(frozen=True)

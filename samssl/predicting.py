@@ -13,7 +13,7 @@ scan stays. What is printed names no scan.
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,16 +23,17 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from samssl.config import UserError, config
+from samssl.config import PositiveInt, UserError, config
 from samssl.data.entries import known_modality, plain_name
 from samssl.data.layouts.listing import stem
+from samssl.data.pointed import Pointer, Pointing, Space, read_pointers
 from samssl.data.readers.dicom import read_header, read_modality
 from samssl.data.readers.files import is_dicom
 from samssl.data.scans import Modality, is_image
 from samssl.data.seg_output import write_seg
 from samssl.data.sources import DataSource, find_sources
 from samssl.files import write_json, write_text, written_aside
-from samssl.inference import InferenceConfig, LoadedBundle, Prediction
+from samssl.inference import InferenceConfig, LoadedBundle, Prediction, pointed_classes
 
 Kind = Literal["nifti", "png", "dicom_seg"]
 """Of files of masks."""
@@ -56,6 +57,14 @@ class PredictConfig(InferenceConfig):
     format: Kind | Literal["auto"] = "auto"
     """Of the masks; auto: PNG of PNG, JPEG and other 2D images, else NIfTI. `dicom_seg`, for DICOM, refers to
     the scan's images and repeats its patient and study: such a file has to stay with the scan."""
+    prompts: Path | None = None
+    """Points and boxes for a promptable bundle: a CSV or JSON file with the columns scan, label, object, x,
+    y, z, x2, y2, z2 and inside."""
+    prompt_space: Space = "voxels"
+    """What x, y, z in `prompts` are: `voxels` of the scan's own grid from 0, in the order of its file, or RAS
+    mm."""
+    prompt_labels: dict[PositiveInt, str] | None = None
+    """Ids and names of the labels that `prompts` name; null: those of the bundle."""
     entropy: bool = False
     """Also write each voxel's entropy, from 0 (sure) to 1 (no idea)."""
 
@@ -83,12 +92,17 @@ def run_predict(config: PredictConfig) -> None:
     Raises:
         UserError: there is no scan, or some could not be segmented; the others are.
     """
-    bundle = LoadedBundle([config.bundle, *config.more_bundles], config.base)
+    pointers = read_pointers(config.prompts) if config.prompts else []
+    bundle = LoadedBundle(
+        [config.bundle, *config.more_bundles], config.base, prompted=config.prompts is not None
+    )
     asked = find_scans(config, bundle)
+    pointings = _pointings(config, pointers, asked)
     began, rows = time.monotonic(), []
-    write_json(config.out / LABELS_FILE, bundle.classes.names)
+    classes = pointed_classes(bundle.bundles[0], pointings[0]) if pointings else bundle.classes
+    write_json(config.out / LABELS_FILE, classes.names)
     for number, scan in enumerate(tqdm(asked, desc="predict", unit="scan", mininterval=2), start=1):
-        rows.append(_row(config, bundle, scan))
+        rows.append(_row(config, bundle, scan, pointings[number - 1] if pointings else None))
         for warning in rows[-1]["warnings"]:
             tqdm.write(f"predict: scan {number} of {len(asked)} is unlike the training data. {warning}")
     table = pd.DataFrame(rows).assign(warnings=[" ".join(row["warnings"]) for row in rows])
@@ -146,11 +160,35 @@ def _below(path: Path, config: PredictConfig, bundle: LoadedBundle) -> Iterator[
         yield Asked(entry.case, entry.image, entry.files, known_modality(entry.modality or ""))
 
 
-def _row(config: PredictConfig, bundle: LoadedBundle, scan: Asked) -> dict[str, Any]:
+def _pointings(config: PredictConfig, pointers: Sequence[Pointer], asked: Sequence[Asked]) -> list[Pointing]:
+    """What is pointed out in each scan; nothing without prompts.
+
+    Raises:
+        UserError: naming the row that is of no scan.
+    """
+    of_scan: dict[str, list[Pointer]] = {scan.name: [] for scan in asked}
+    for pointer in pointers:
+        name = plain_name(stem(Path(pointer.scan))) if pointer.scan else asked[0].name
+        if name not in of_scan or (not pointer.scan and len(asked) > 1):
+            raise UserError(
+                f"{pointer.source} must say in the column `scan` which of the {len(asked)} scans it points "
+                "at, by the name of its file."
+            )
+        of_scan[name].append(pointer)
+    if not pointers:
+        return []
+    return [Pointing(of_scan[scan.name], config.prompt_space, config.prompt_labels) for scan in asked]
+
+
+def _row(
+    config: PredictConfig, bundle: LoadedBundle, scan: Asked, pointing: Pointing | None
+) -> dict[str, Any]:
     """Write the mask of a scan; its row of the table."""
     try:
         kind = _kind(config, scan)
-        found = bundle.predict(scan.image, config, files=scan.files, modality=scan.modality)
+        found = bundle.predict(
+            scan.image, config, files=scan.files, modality=scan.modality, pointing=pointing
+        )
         _save(config, scan, found, kind)
     except UserError as error:
         return {"scan": scan.name, "problem": str(error), "warnings": ()}
@@ -186,8 +224,9 @@ def _save(config: PredictConfig, scan: Asked, found: Prediction, kind: Kind) -> 
     if kind != "dicom_seg":
         save_prediction(found, stem, as_png=kind == "png", entropy=config.entropy)
         return
+    drawn = "SEMIAUTOMATIC" if config.prompts else "AUTOMATIC"
     path = stem.with_name(f"{stem.name}_seg.dcm")
-    write_seg(path, found.mask, found.classes, scan.dicom_files, volume=config.volume)
+    write_seg(path, found.mask, found.classes, scan.dicom_files, volume=config.volume, drawn=drawn)
     if config.entropy:
         path = stem.with_name(f"{stem.name}_entropy.nii.gz")
         _save_nifti(path, found.entropy.astype(np.float32), found.affine, "entropy")
