@@ -1,4 +1,4 @@
-"""Pretrain run or merged bundle -> weights to publish, with a model card.
+"""Pretrain run or bundle -> weights or ONNX to publish, with a model card.
 
 python pipelines/export.py run=RUN_FOLDER out=FOLDER card.license=LICENCE
 """

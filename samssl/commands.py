@@ -43,7 +43,7 @@ STAGES = {
         "samssl.cluster.stages:run_finetune",
     ),
     "export": Stage(
-        "pretrain run, or merged bundle, to weights with a model card, to publish",
+        "pretrain run, or bundle, to weights or ONNX with a model card, to publish",
         "samssl.cluster.export:ExportConfig",
         "samssl.cluster.export:run_export",
     ),

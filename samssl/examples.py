@@ -46,6 +46,8 @@ samssl finetune --config ray_configs/runs/vit_b_finetune.yaml data.store=/data/m
 samssl export run=runs/hippocampus_stages/pretrain out=runs/hippocampus_export card.license=cc-by-nc-4.0
 # a model of one label, as weights that segment_anything loads
 samssl export run=runs/merge merge=true out=runs/merge_export
+# any fine-tuned SAM as ONNX; needs pip install 'samssl[onnx]'
+samssl export run=runs/hippocampus_stages/finetune onnx=true out=runs/hippocampus_onnx
 """,
     "evaluate": """
 samssl evaluate --config ray_configs/runs/hippocampus_evaluate.yaml

@@ -1,27 +1,41 @@
-"""A pretrained encoder, or a fine-tuned SAM merged into plain weights, as a folder to publish.
+"""A pretrained encoder, a fine-tuned SAM merged into plain weights, or ONNX files, as a folder to publish.
 
 <out>/model/encoder.pth            all of SAM in SAM's format; of a pretrain run as it wrote it
 <out>/model/encoder.safetensors    the same tensors
+<out>/model/image_encoder.onnx     with `onnx`; of a bundle that is not merged instead of the two above
+<out>/model/mask_decoder.onnx
 <out>/model/config.yaml            the settings, without paths
 <out>/model/README.md              the model card
 """
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import yaml
-from torch import Tensor
 
 from samssl.bundle import Bundle, load_segmenter, read_bundle
 from samssl.cluster.stage import Input, Place, StageRun, stage
 from samssl.cluster.tracking import find_runs
 from samssl.config import UserError, build_config, config, to_tree
+from samssl.data.inputs import InputConfig
 from samssl.files import sha256_file, sha256_tree, write_text, written_aside
 from samssl.models.checkpoints import read_weights, save_state, save_tensors
 from samssl.models.initial import NORMALISATION_KEY, RUN_CONFIG, RUN_FILE
-from samssl.models.merging import check_mergeable, merged_weights
-from samssl.models.sam import ModelConfig, check_checkpoint, resolve
-from samssl.report.card import CardConfig, PretrainRun, merged_card, model_card, public_settings, read_run
+from samssl.models.merging import check_mergeable, without_lora
+from samssl.models.onnx_files import write_onnx
+from samssl.models.promptable import PromptableSam
+from samssl.models.sam import ModelConfig, build_sam, check_checkpoint, resolve
+from samssl.report.card import (
+    CardConfig,
+    PretrainRun,
+    Scores,
+    bundle_card,
+    model_card,
+    public_settings,
+    read_run,
+    read_scores,
+)
 
 
 @config
@@ -36,14 +50,17 @@ class ExportConfig:
     """Make a plain SAM of a bundle that was fine-tuned with strategy.head=sam and without adapters."""
     base: Path | None = None
     """With `merge`: the bundle's base weights, if they are not where they were when it was made."""
+    onnx: bool = False
+    """Also write image encoder and mask decoder as ONNX, checked against torch with onnxruntime. Without
+    `merge` `run` may be any finetune run or bundle of SAM, of which nothing but these is written."""
     card: CardConfig = CardConfig()
     """What the model card says beyond what the run knows."""
 
 
 def run_export(config: ExportConfig, place: Place = Place()) -> Path:
     """Write the weights in both formats, and their model card; returns the folder to publish."""
-    if config.merge:
-        return _export_merged(config, place)
+    if config.merge or (config.onnx and (_bundle_at(config.run) / "bundle.json").is_file()):
+        return _export_bundle(config, place)
     encoder = _encoder_of(config.run)
     run = read_run(encoder.parent)
     if sha256_file(encoder) != run.record["outputs"]["encoder"]:
@@ -56,55 +73,86 @@ def run_export(config: ExportConfig, place: Place = Place()) -> Path:
     inputs = {"encoder": Input(run.record["outputs"]["encoder"], encoder)}
     with stage("export", config, inputs, place) as work:
         if not work.done:
-            _write(folder, encoder, run, config.card, str(resolve(model).normalisation))
+            _write(folder, encoder, run, config, resolve(model))
             _record(work, folder)
     print(f"export: {folder}", flush=True)
     return folder
 
 
-def _export_merged(config: ExportConfig, place: Place) -> Path:
-    """Write the weights of a fine-tuned SAM, LoRA merged, and what they are; returns the folder."""
-    path = config.run / "bundle" if (config.run / "bundle").is_dir() else config.run
-    bundle = read_bundle(path)
-    check_mergeable(bundle.strategy)
+def _export_bundle(config: ExportConfig, place: Place) -> Path:
+    """Write a fine-tuned SAM: merged its weights, LoRA in them, and with `onnx` its ONNX files."""
+    path = _bundle_at(config.run)
+    bundle, digest = read_bundle(path), sha256_tree(path)
+    if config.merge:
+        check_mergeable(bundle.strategy)
+    if bundle.strategy.network != "sam":
+        raise UserError(f"The bundle {path} is a {bundle.strategy.network}, and export is of SAM.")
+    scores = read_scores(config.card.evaluation, digest) if config.card.evaluation else None
     folder = config.out / "model"
-    with stage("export", config, {"bundle": Input(sha256_tree(path), path)}, place) as work:
+    with stage("export", config, {"bundle": Input(digest, path)}, place) as work:
         if not work.done:
-            weights = merged_weights(load_segmenter(path, config.base), bundle.strategy)
+            plain = without_lora(load_segmenter(path, config.base), bundle.strategy)
             with written_aside(folder) as partial:
                 partial.mkdir()
-                _write_merged(partial, weights, bundle, config.card)
-            work.wrote("encoder", sha256_file(folder / RUN_FILE), folder / RUN_FILE)
+                _write_bundle(partial, plain, bundle, config, scores)
+            if config.merge:
+                work.wrote("encoder", sha256_file(folder / RUN_FILE), folder / RUN_FILE)
             _record(work, folder)
     print(f"export: {folder}", flush=True)
     return folder
 
 
-def _write_merged(folder: Path, weights: dict[str, Tensor], bundle: Bundle, card: CardConfig) -> None:
-    save_state(weights, folder / RUN_FILE)
-    header = {NORMALISATION_KEY: str(bundle.model.normalisation)}
-    save_tensors(weights, folder / "encoder.safetensors", header)
+def _bundle_at(run: Path) -> Path:
+    return run / "bundle" if (run / "bundle").is_dir() else run
+
+
+def _write_bundle(
+    folder: Path, plain: Any, bundle: Bundle, config: ExportConfig, scores: Scores | None
+) -> None:
+    if config.merge:
+        weights = {name: value.detach().contiguous() for name, value in plain.state_dict().items()}
+        save_state(weights, folder / RUN_FILE)
+        header = {NORMALISATION_KEY: str(bundle.model.normalisation)}
+        save_tensors(weights, folder / "encoder.safetensors", header)
+    if config.onnx:
+        _write_onnx(folder, plain, bundle.model.image_size, bundle.input.num_channels)
+    files = _digests(folder)
     settings = {"model": to_tree(bundle.model), "strategy": to_tree(bundle.strategy)}
     write_text(folder / RUN_CONFIG, yaml.safe_dump(public_settings(settings), sort_keys=False))
-    files = {name: sha256_file(folder / name) for name in (RUN_FILE, "encoder.safetensors")}
-    write_text(folder / "README.md", merged_card(bundle, card, files))
+    write_text(folder / "README.md", bundle_card(bundle, config.card, files, scores))
+
+
+def _write_onnx(folder: Path, sam: Any, image_size: int, num_channels: int) -> None:
+    for name, different in write_onnx(folder, sam, image_size, num_channels).items():
+        print(f"export: {name} differs from torch by at most {different:.1g}", flush=True)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Of the files of weights."""
+    return {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
 
 
 def _record(work: StageRun, folder: Path) -> None:
     work.run.log_file(folder / "README.md")
-    work.wrote("safetensors", sha256_file(folder / "encoder.safetensors"), folder / "encoder.safetensors")
+    tensors = folder / "encoder.safetensors"
+    if tensors.is_file():
+        work.wrote("safetensors", sha256_file(tensors), tensors)
     work.wrote("export", sha256_tree(folder), folder)
 
 
-def _write(folder: Path, encoder: Path, run: PretrainRun, card: CardConfig, normalisation: str) -> None:
+def _write(folder: Path, encoder: Path, run: PretrainRun, config: ExportConfig, model: ModelConfig) -> None:
     with written_aside(folder) as partial:
         partial.mkdir()
         shutil.copyfile(encoder, partial / RUN_FILE)
-        header = {NORMALISATION_KEY: normalisation}
+        header = {NORMALISATION_KEY: str(model.normalisation)}
         save_tensors(read_weights(encoder), partial / "encoder.safetensors", header)
-        files = {name: sha256_file(partial / name) for name in (RUN_FILE, "encoder.safetensors")}
+        if config.onnx:
+            inputs = build_config(InputConfig, run.settings["data"].get("input", {}), source=str(config.run))
+            sam = PromptableSam(build_sam(model)).eval()
+            _write_onnx(partial, sam, model.image_size, inputs.num_channels)
+        files = _digests(partial)
         write_text(partial / RUN_CONFIG, yaml.safe_dump(public_settings(run.settings), sort_keys=False))
-        write_text(partial / "README.md", model_card(run, card, files))
+        write_text(partial / "README.md", model_card(run, config.card, files))
 
 
 def _encoder_of(run: Path) -> Path:

@@ -35,5 +35,10 @@ def merged_weights(segmenter: Any, strategy: StrategyConfig) -> dict[str, Tensor
         UserError: see `check_mergeable`.
     """
     check_mergeable(strategy)
-    plain = segmenter.merge_and_unload() if strategy.method == "lora" else segmenter
+    plain = without_lora(segmenter, strategy)
     return {name: value.detach().contiguous() for name, value in plain.state_dict().items()}
+
+
+def without_lora(segmenter: Any, strategy: StrategyConfig) -> Any:
+    """The same function, LoRA added to the weights it adapts; `segmenter` is used up."""
+    return segmenter.merge_and_unload() if strategy.method == "lora" else segmenter

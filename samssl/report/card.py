@@ -1,11 +1,12 @@
-"""The model card of an exported encoder: Markdown with the front matter that the Hugging Face hub reads.
+"""The model card of an export: Markdown with the front matter that the Hugging Face hub reads.
 
-Everything in it comes from the folder of the pretrain run. Paths, and so names of folders and files, are
-left out: data sets, initial weights and the run appear by digest.
+Everything in it comes from the folder of the pretrain run, or from a bundle and its evaluation. Paths, and so
+names of folders and files, are left out: data sets, initial weights and the run appear by digest.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from samssl.bundle import Bundle
 from samssl.config import UserError, config, read_yaml
 from samssl.files import read_json
 from samssl.models.initial import hub_id
+from samssl.models.onnx_files import DECODER_FILE, ENCODER_FILE
 from samssl.models.sam import MICRO_IMAGE_SIZE, ModelConfig
 
 SHOWN = ("val/", "probe/")
 """How metrics begin that say something about the encoder."""
+TAGS = ("segment-anything", "radiology", "medical-imaging")
 
 NOT_CLINICAL = (
     "Not for clinical use: the weights were not made, tested or approved for diagnosis, treatment or any "
@@ -42,6 +45,8 @@ class CardConfig:
     """Hub name of the model that pretraining began with; null: told from the name of a published file."""
     title: str | None = None
     """Heading of the card; null: made of variant and method."""
+    evaluation: Path | None = None
+    """Of a bundle: folder of an `evaluate` of it, whose scores the card gives."""
     intended_use: str = (
         "Starting point for fine-tuning segmentation of the kind of images it was pretrained on."
     )
@@ -66,18 +71,55 @@ class PretrainRun:
         return self.settings["model"]
 
 
-def merged_card(bundle: Bundle, card: CardConfig, files: Mapping[str, str]) -> str:
-    """The text of `README.md` of a fine-tuned SAM whose weights were merged into plain ones."""
-    (label,) = [name for number, name in bundle.labels.items() if number]
+@dataclass(frozen=True)
+class Scores:
+    """What `evaluate` found of a bundle."""
+
+    split: str
+    manifest: str
+    """Digest of the store that it was scored on."""
+    values: dict[str, float]
+    """By the name of the metric, without the split."""
+
+
+def read_scores(folder: Path, bundle_digest: str) -> Scores:
+    """The finished evaluation in `folder` of the bundle with this digest.
+
+    Raises:
+        UserError: there is none, or it is of another bundle.
+    """
+    try:
+        record, settings = read_json(folder / "run.json"), read_yaml(folder / "config.yaml")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} cannot be read as an evaluation: {error}. Give its folder.") from None
+    if record.get("stage") != "evaluate" or record.get("status") != "finished":
+        raise UserError(f"{folder} holds no finished evaluation. Give the folder of one as card.evaluation.")
+    if record["inputs"]["bundle"] != bundle_digest:
+        raise UserError(f"{folder} holds an evaluation of another bundle. Give one of the exported bundle.")
+    begins = f"{settings['split']}/"
+    found = {name.removeprefix(begins): value for name, value in record["metrics"].items()}
+    values = {name: value for name, value in found.items() if isfinite(value)}
+    return Scores(settings["split"], record["inputs"]["manifest"], values)
+
+
+def bundle_card(bundle: Bundle, card: CardConfig, files: Mapping[str, str], scores: Scores | None) -> str:
+    """The text of `README.md` of a fine-tuned SAM, merged into plain weights or as ONNX or both."""
+    labels = ", ".join(bundle.run_classes.names.values())
     written = [f"- written: `{name}`, SHA-256 `{digest}`" for name, digest in files.items()]
+    uses = [f"**{NOT_CLINICAL}**"]
+    if "encoder.pth" in files:
+        uses.append(_merged_use(bundle.model, labels))
+    if ENCODER_FILE in files:
+        uses.append(_onnx_use(bundle, labels))
     sections = {
-        "Use": _merged_use(bundle.model, label),
+        "Use": "\n\n".join(uses),
+        "Metrics": _bundle_metrics(scores),
         "Lineage": "\n".join([*written, f"- base weights `{bundle.base_sha256}`"]),
         "Licence": _licence(card),
     }
-    title = card.title or f"SAM {bundle.model.variant}, fine-tuned for {label}"
+    title = card.title or f"SAM {bundle.model.variant}, fine-tuned for {labels}"
     body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections.items())
-    return f"# {title}\n\n{body}\n"
+    return f"---\n{_bundle_matter(bundle, card, title, scores)}---\n\n# {title}\n\n{body}\n"
 
 
 def read_run(folder: Path) -> PretrainRun:
@@ -149,16 +191,54 @@ def loading_snippet(variant: str, image_size: int) -> str:
 
 
 def _front_matter(run: PretrainRun, card: CardConfig) -> str:
-    licence = {"license": card.license} if card.license else {"license": "other", "license_name": "unknown"}
-    base = card.base_model or hub_id(Path(str(run.model.get("checkpoint") or "")).name)
     matter = {
-        **licence,
-        **({"base_model": base} if base else {}),
+        **_terms(card, str(run.model.get("checkpoint") or "")),
         "pipeline_tag": "mask-generation",
-        "tags": ["segment-anything", "radiology", "medical-imaging", "self-supervised", method(run)],
-        "datasets": [f"sha256-{run.record['inputs']['manifest']}"],
+        "tags": [*TAGS, "self-supervised", method(run)],
+        "datasets": [_dataset(run.record["inputs"]["manifest"])],
     }
     return yaml.safe_dump(matter, sort_keys=False)
+
+
+def _bundle_matter(bundle: Bundle, card: CardConfig, title: str, scores: Scores | None) -> str:
+    automatic = bundle.mode == "automatic"
+    matter: dict[str, Any] = {
+        **_terms(card, str(bundle.model.checkpoint or "")),
+        "pipeline_tag": "image-segmentation" if automatic else "mask-generation",
+        "tags": [*TAGS, bundle.strategy.method],
+    }
+    if scores:
+        metrics = [
+            {
+                "type": name.partition("_")[0].partition("/")[0],
+                "name": f"{scores.split}/{name}",
+                "value": value,
+            }
+            for name, value in scores.values.items()
+            if name != "cases"
+        ]
+        dataset = {
+            "type": _dataset(scores.manifest),
+            "name": _dataset(scores.manifest),
+            "split": scores.split,
+        }
+        result = {"task": {"type": matter["pipeline_tag"]}, "dataset": dataset, "metrics": metrics}
+        matter["datasets"] = [_dataset(scores.manifest)]
+        matter["metrics"] = sorted({metric["type"] for metric in metrics})
+        matter["model-index"] = [{"name": title, "results": [result]}]
+    return yaml.safe_dump(matter, sort_keys=False)
+
+
+def _terms(card: CardConfig, checkpoint: str) -> dict[str, str]:
+    """Licence, library and, if that is known, the model that training began with."""
+    licence = {"license": card.license} if card.license else {"license": "other", "license_name": "unknown"}
+    base = card.base_model or hub_id(Path(checkpoint).name)
+    return {**licence, "library_name": "samssl", **({"base_model": base} if base else {})}
+
+
+def _dataset(manifest: str) -> str:
+    """Data sets appear by the digest of their store."""
+    return f"sha256-{manifest}"
 
 
 def _use(run: PretrainRun, card: CardConfig) -> str:
@@ -176,10 +256,30 @@ def _merged_use(model: ModelConfig, label: str) -> str:
     own_size, size = MICRO_IMAGE_SIZE if model.variant == "micro" else 1024, model.image_size
     other_size = "" if size == own_size else f" SAM's own code computes at {own_size} px instead."
     return (
-        f"**{NOT_CLINICAL}**\n\nAll of SAM ({model.variant}) under its own key names, fine-tuned to draw one "
+        f"All of SAM ({model.variant}) under its own key names, fine-tuned to draw one "
         f"label, `{label}`, without a prompt: it is the mask of `multimask_output=False`. Its predicted IoU "
         f"was not trained. {SCALED[model.normalisation or 'sam']} Slices were stretched to squares of {size} "
         f"px.{other_size}\n\n```python\n{loading_snippet(model.variant, size)}\n```"
+    )
+
+
+def _onnx_use(bundle: Bundle, labels: str) -> str:
+    size, channels = bundle.model.image_size, bundle.input.num_channels
+    what = f"draws {labels} without prompts" if bundle.mode == "automatic" else "answers points and boxes"
+    return (
+        f"`{ENCODER_FILE}` takes images [batch, {channels}, {size}, {size}] with intensities in 0..1 and "
+        f"gives `image_embeddings`, from which `{DECODER_FILE}` {what}: `low_res_logits`. Batches may be of "
+        "any size. "
+        "`samssl.models.onnx_files` says more."
+    )
+
+
+def _bundle_metrics(scores: Scores | None) -> str:
+    if scores is None:
+        return "None were given."
+    rows = [f"| {name} | {value:.4g} |" for name, value in scores.values.items()]
+    return f"On the split {scores.split} of the slice store `{scores.manifest}`.\n\n" + "\n".join(
+        ["| metric | value |", "|---|---|", *rows]
     )
 
 
