@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from mlflow.tracking import MlflowClient
 from pipelines_support import samssl
 from safetensors import safe_open
@@ -130,8 +131,11 @@ def test_the_encoder_is_registered_and_its_lineage_followed(root: Path) -> None:
 @pytest.mark.ray
 def test_an_export_is_sams_format_with_a_card_that_names_no_one(root: Path, tmp_path: Path) -> None:
     out = root / "export"
-    samssl(root, "export", f"run={root / 'first'}", f"out={out}")
+    done = samssl(root, "export", f"run={root / 'first'}", f"out={out}", "onnx=true")
     model = out / "model"
+    for name in ("image_encoder.onnx", "mask_decoder.onnx"):
+        assert f"export: {name} differs from torch by at most" in done.stdout
+        assert (model / name).is_file()
     official = build_micro()
     weights = torch.load(model / "encoder.pth", weights_only=True)
     official.load_state_dict(weights, strict=True)
@@ -141,6 +145,8 @@ def test_an_export_is_sams_format_with_a_card_that_names_no_one(root: Path, tmp_
     card = (model / "README.md").read_text()
     matter = yaml.safe_load(card.split("---\n")[1])
     record = json.loads((root / "first/run.json").read_text())
+    assert ModelCard(card).data.to_dict() == matter
+    assert matter["library_name"] == "samssl"
     assert matter["license"] == "other"
     assert matter["license_name"] == "unknown"
     assert matter["datasets"] == [f"sha256-{record['inputs']['manifest']}"]
