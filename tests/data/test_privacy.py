@@ -1,17 +1,22 @@
 """What identifies a patient is planted wherever it can be, and searched for wherever anything is written."""
 
+import base64
+import gzip
 import json
 import logging
+import sqlite3
+import zipfile
+from contextlib import closing
 from pathlib import Path
 
-import nibabel as nib
 import nrrd
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 from dicom_support import save, series
-from nibabel.nifti1 import Nifti1Extension
 from PIL import Image, PngImagePlugin
+from privacy_support import NAME, found_in, plant_nifti
 
 from samssl.config import UserError
 from samssl.data.prepare import PrepareConfig, prepare
@@ -20,18 +25,8 @@ from samssl.data.slices import SliceStore, verify_store
 from samssl.data.sources import DataSource
 from samssl.data.splits import SplitConfig
 
-NAME = "Zyxwvutsrq"
-"""Stands for everything that identifies: no other text contains it."""
 VOXELS = np.random.default_rng(0).integers(0, 2000, (6, 5, 4), dtype=np.int16)
 GREY = np.random.default_rng(1).integers(0, 255, (8, 9), dtype=np.uint8)
-
-
-def nifti(path: Path, array: np.ndarray) -> None:
-    scan = nib.Nifti1Image(array, np.eye(4))
-    scan.header["descrip"], scan.header["aux_file"], scan.header["intent_name"] = NAME, NAME, NAME
-    scan.header["db_name"] = NAME
-    scan.header.extensions.append(Nifti1Extension("comment", NAME.encode()))
-    nib.save(scan, path)
 
 
 def dicom(folder: Path) -> None:
@@ -63,8 +58,8 @@ def planted(tmp_path: Path) -> Path:
     folder = root / NAME
     folder.mkdir(parents=True)
     mask = (VOXELS > 1000).astype(np.uint8)
-    nifti(folder / f"{NAME}.nii.gz", VOXELS)
-    nifti(folder / f"{NAME}_mask.nii.gz", mask)
+    plant_nifti(folder / f"{NAME}.nii.gz", VOXELS)
+    plant_nifti(folder / f"{NAME}_mask.nii.gz", mask)
     header = {"space": "left-posterior-superior", "space directions": np.eye(3), "space origin": [0, 0, 0]}
     nrrd.write(str(folder / f"{NAME}.nrrd"), VOXELS, header | {"content": NAME, "patient": NAME})
     text = (folder / f"{NAME}.nrrd").read_bytes()
@@ -83,8 +78,8 @@ def planted(tmp_path: Path) -> Path:
         content = (folder / f"{NAME}{end}").read_bytes()
         (folder / f"{NAME}_cut{end}").write_bytes(content[: len(content) // 2])
         rows.append(f"{NAME}/{NAME}_cut{end},,")
-    nifti(folder / f"{NAME}_short.nii.gz", mask[1:])
-    nifti(folder / f"{NAME}_again.nii.gz", VOXELS + 1)
+    plant_nifti(folder / f"{NAME}_short.nii.gz", mask[1:])
+    plant_nifti(folder / f"{NAME}_again.nii.gz", VOXELS + 1)
     rows += [f"{NAME}/{NAME}_again.nii.gz,{NAME}/{NAME}_short.nii.gz,", f"{NAME}/{NAME}.absent.nii,,"]
     (root / "pairs.csv").write_text("\n".join(["image,mask,patient", *rows]) + "\n")
     return root / "pairs.csv"
@@ -96,12 +91,25 @@ def config(tmp_path: Path, root: Path, **settings) -> PrepareConfig:
     return PrepareConfig(name="private", out=tmp_path / "store", data=data, split=split, workers=1)
 
 
-def found_in(*folders: Path) -> list[Path]:
-    """Files, or names of files, that have the planted name in them."""
-    paths = [path for folder in folders for path in folder.rglob("*")]
-    needles = [NAME.encode(), NAME.encode("utf-16-le"), NAME.lower().encode()]
-    inside = [path for path in paths if path.is_file() and any(n in path.read_bytes() for n in needles)]
-    return inside + [path for path in paths if NAME in path.name]
+def test_the_search_finds_what_is_packed(tmp_path):
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("Comment", NAME, zip=True)
+    Image.fromarray(GREY).save(tmp_path / "text.png", pnginfo=text)
+    (tmp_path / "text.gz").write_bytes(gzip.compress(b"of " + NAME.encode()))
+    with zipfile.ZipFile(tmp_path / "text.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("inner.gz", (tmp_path / "text.gz").read_bytes())
+    pd.DataFrame({"value": [f"of {NAME}"] * 9}).to_parquet(tmp_path / "text.parquet", compression="zstd")
+    page = (
+        f'<img src="data:image/png;base64,{base64.b64encode((tmp_path / "text.png").read_bytes()).decode()}">'
+    )
+    (tmp_path / "text.html").write_text(page)
+    with closing(sqlite3.connect(tmp_path / "text.db")) as database, database:
+        database.execute("create table notes (value text)")
+        database.execute("insert into notes values (?)", (f"of {NAME}",))
+    (tmp_path / "text.txt").write_bytes(NAME.upper().encode("utf-16-le"))
+    (tmp_path / "nothing.txt").write_text(NAME[:-1])
+    assert {path.name.partition(".")[0] for path in found_in(tmp_path)} == {"text"}
+    assert len(found_in(tmp_path)) == 7
 
 
 def test_no_identifier_reaches_the_store_its_reasons_or_the_output(tmp_path, planted, capfd, caplog):

@@ -8,10 +8,12 @@ import pandas as pd
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
+from privacy_support import NAME, found_in
 from safetensors.torch import load_file
 from segment_anything.modeling import Sam
 
 from samssl.bundle import load_segmenter
+from samssl.cli import main
 from samssl.data.slices import SliceStore
 from samssl.models.encoder import encode_images
 from samssl.models.sam import build_micro
@@ -86,6 +88,28 @@ def test_a_bundle_loads_and_predicts_what_was_evaluated(finished: Any) -> None:
     for case in store.cases("test"):
         prediction = Predictor(segmenter, store, 32, torch.device("cpu")).segment_case(case)
         assert (prediction == zarr.open_array(folder / "evaluate/predictions.zarr" / case)[:]).all()
+
+
+def test_what_is_planted_in_the_scans_is_in_nothing_that_was_made_of_them(
+    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{finished.root / 'mlflow.db'}")
+    monkeypatch.chdir(finished.root)
+    made = tmp_path / "made"
+    pretrained, bundle = finished.out / "pretrain/seed0", finished.out / "arms/ssl/seed0/finetune/bundle"
+    main(["export", f"run={pretrained}", f"out={made / 'encoder'}"])
+    main(["export-runs", "experiment=tiny", f"out={made / 'runs'}"])
+    scan = sorted((finished.root / "scans/imagesTr").iterdir())[0]
+    shutil.copy2(scan, tmp_path / "new.nii.gz")
+    main(["predict", str(bundle), str(tmp_path / "new.nii.gz"), "--out", str(made / "masks"), "entropy=true"])
+    printed = capfd.readouterr()
+    assert NAME not in printed.out + printed.err
+    searched = [path for path in finished.root.iterdir() if path.name != "scans"]
+    assert {"study", "mlflow.db", "mlartifacts", "ray_logs", "printed.txt"} <= {
+        path.name for path in searched
+    }
+    assert found_in(made, *searched) == []
+    assert len(found_in(finished.root / "scans")) == 33  # each file by content and by name, and dataset.json
 
 
 def test_nothing_that_is_finished_is_done_again(finished: Any) -> None:
