@@ -129,6 +129,45 @@ def structures(of: Dataset, outlines: dict[str, list[np.ndarray]]) -> Dataset:
     return dataset
 
 
+def segmentation(
+    datasets: Sequence[Dataset],
+    masks: np.ndarray,
+    kind: str = "BINARY",
+    names: Sequence[str] = ("liver", "Tumour"),
+    **elements: Any,
+) -> Dataset:
+    """A SEG of masks [Z, H, W, segments], as highdicom writes it; `elements` go to highdicom."""
+    import highdicom as hd
+    from highdicom.sr.coding import CodedConcept
+    from pydicom.sr.codedict import codes
+
+    descriptions = [
+        hd.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=name,
+            segmented_property_category=codes.SCT.Organ,
+            segmented_property_type=CodedConcept("10200004", "SCT", "Liver"),
+            algorithm_type="MANUAL",
+        )
+        for number, name in enumerate(names, start=1)
+    ]
+    return hd.seg.Segmentation(
+        source_images=[*datasets],
+        pixel_array=masks,
+        segmentation_type=kind,
+        segment_descriptions=descriptions,
+        series_instance_uid=hd.UID(),
+        series_number=2,
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer="m",
+        manufacturer_model_name="m",
+        software_versions="1",
+        device_serial_number="1",
+        **elements,
+    )
+
+
 def _contour(points: np.ndarray) -> Dataset:
     data = [round(float(value), 4) for value in points.ravel()]
     return _with(ContourGeometricType="CLOSED_PLANAR", NumberOfContourPoints=len(points), ContourData=data)

@@ -4,10 +4,11 @@ import gzip
 import io
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
-from dicom_support import enhanced, series, structures
+from dicom_support import enhanced, segmentation, series, structures
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.pixels.utils import compress
@@ -53,6 +54,24 @@ def _dicom() -> dict[str, Dataset]:
         "rle.dcm": run_length,
         "structures.dcm": structures(first, {"liver": [outline]}),
     }
+
+
+def dicom_masks() -> tuple[list[Dataset], dict[str, bytes]]:
+    """A series, and masks of it by what they are: each form of SEG, packed and plain, and a structure set."""
+    slices = series(VOXELS)
+    first, drawn = slices[0], np.zeros((*VOXELS.shape, 1), np.uint8)
+    drawn[1:, 1:3, 2:4] = 1
+    corner = np.array(first.ImagePositionPatient)
+    outline = corner + np.array([[0.5, 1, 0], [2.5, 1, 0], [2.5, 5, 0], [0.5, 5, 0]])
+    names: Any = {"names": ["liver"]}
+    masks = {
+        "binary": segmentation(slices, drawn, **names),
+        "labelmap": segmentation(slices, drawn, "LABELMAP", **names),
+        "fractional": segmentation(slices, drawn * 0.8, "FRACTIONAL", **names),
+        "packed": segmentation(slices, drawn, "LABELMAP", transfer_syntax_uid=RLELossless, **names),
+        "structures": structures(first, {"liver": [outline]}),
+    }
+    return slices, {name: _content(dataset) for name, dataset in masks.items()}
 
 
 def _content(dataset: Dataset) -> bytes:

@@ -2,12 +2,9 @@
 
 from itertools import pairwise
 
-import highdicom as hd
 import numpy as np
 import pytest
-from dicom_support import save, series, structures
-from highdicom.sr.coding import CodedConcept
-from pydicom.sr.codedict import codes
+from dicom_support import save, segmentation, series, structures
 
 from samssl.config import UserError
 from samssl.data.readers.masks import MaskRules
@@ -16,34 +13,6 @@ from samssl.data.scans import read_mask, read_scan
 
 LABELS = {0: "background", 3: "Liver", 7: "tumour"}
 OBLIQUE = (0.8, 0.6, 0.0, 0.0, 0.0, -1.0)
-
-
-def segmentation(datasets, masks, kind="BINARY", names=("liver", "Tumour")):
-    """A SEG of masks [Z, H, W, segments]."""
-    descriptions = [
-        hd.seg.SegmentDescription(
-            segment_number=number,
-            segment_label=name,
-            segmented_property_category=codes.SCT.Organ,
-            segmented_property_type=CodedConcept("10200004", "SCT", "Liver"),
-            algorithm_type="MANUAL",
-        )
-        for number, name in enumerate(names, start=1)
-    ]
-    return hd.seg.Segmentation(
-        source_images=datasets,
-        pixel_array=masks,
-        segmentation_type=kind,
-        segment_descriptions=descriptions,
-        series_instance_uid=hd.UID(),
-        series_number=2,
-        sop_instance_uid=hd.UID(),
-        instance_number=1,
-        manufacturer="m",
-        manufacturer_model_name="m",
-        software_versions="1",
-        device_serial_number="1",
-    )
 
 
 @pytest.fixture

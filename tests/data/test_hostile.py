@@ -13,19 +13,24 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from dicom_support import image, save, series
-from hostile_support import VOXELS, read_either_way, valid_files
+from hostile_support import LABELS, VOXELS, dicom_masks, read_either_way, valid_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.fileset import FileSet
 from pydicom.sequence import Sequence as Items
+from pydicom.tag import BaseTag
 from pydicom.uid import SegmentationStorage
 
 from samssl.config import UserError
 from samssl.data.index import SliceIndex
+from samssl.data.readers.dicom_seg import SEG_TAGS
+from samssl.data.readers.masks import MaskRules
+from samssl.data.readers.rtstruct import RTSTRUCT_TAGS
 from samssl.data.scans import Scan, read_mask, read_scan
 from samssl.data.sources import DataSource, find_sources
 
@@ -275,6 +280,80 @@ def test_a_dicomdir_leads_nowhere_else(tmp_path):
     assert len(found.entries[0].files) == 3
     assert any("DICOMDIR" in reason for _, reason in found.rejected)
     assert all(path.is_relative_to(tmp_path / "disc") for path in found.entries[0].files)
+
+
+SERIES, DICOM_MASKS = dicom_masks()
+UNLIKELY = (
+    {"US": 0, "IS": 0, "DS": 0.0, "FD": 0.0},
+    {"US": 65535, "IS": 2147483647, "DS": -1e30, "FD": 1e300},
+)
+"""By the kind of an element, values that a file may hold and none should."""
+READ = {
+    *(*SEG_TAGS, *RTSTRUCT_TAGS, "PixelData", "SegmentNumber", "SegmentLabel", "ReferencedSegmentNumber"),
+    *("PixelMeasuresSequence", "PixelSpacing", "PlaneOrientationSequence", "ImageOrientationPatient"),
+    *("PlanePositionSequence", "ImagePositionPatient", "SegmentIdentificationSequence", "ROINumber"),
+    *("ROIName", "ReferencedROINumber", "ContourSequence", "ContourGeometricType", "ContourData"),
+}
+"""Elements of masks that readers look at."""
+
+
+@pytest.fixture(scope="module")
+def masked_scan(tmp_path_factory: pytest.TempPathFactory) -> Scan:
+    folder = tmp_path_factory.mktemp("masked")
+    return read_scan(folder, "CT", files=save(SERIES, folder))
+
+
+def read_mask_or_refuse(path: Path, scan: Scan) -> bool:
+    """Whether the file is still a mask; anything but label ids and a `UserError` that names it fails."""
+    refused = ""
+    try:
+        mask = read_mask(path, scan, LABELS, MaskRules(threshold=0.5))
+        assert mask.shape == scan.voxels.shape
+        assert set(np.unique(mask)) <= set(LABELS)
+    except UserError as error:
+        refused = str(error)
+    assert not refused or str(path) in refused
+    return not refused
+
+
+@pytest.mark.parametrize("name", DICOM_MASKS)
+@EXAMPLES
+@given(mutations=MUTATIONS)
+def test_a_broken_dicom_mask_is_label_ids_or_a_user_error(tmp_path_factory, masked_scan, name, mutations):
+    path = tmp_path_factory.mktemp("broken", numbered=True) / name
+    path.write_bytes(mutated(DICOM_MASKS[name], mutations))
+    read_mask_or_refuse(path, masked_scan)
+
+
+def elements_of(dataset: Dataset) -> Iterator[tuple[Dataset, BaseTag]]:
+    """Every element that is read, with the data set that it is in, at any depth."""
+    for element in [element for element in dataset if element.keyword in READ]:
+        yield dataset, element.tag
+        for item in element.value if element.VR == "SQ" else ():
+            yield from elements_of(item)
+
+
+@pytest.mark.parametrize("name", DICOM_MASKS)
+def test_a_dicom_mask_without_any_one_of_its_elements_is_read_or_refused(tmp_path, masked_scan, name):
+    """Each element in turn is left out, and each that is a number is one that no file should have."""
+    path = tmp_path / "mask"
+    path.write_bytes(DICOM_MASKS[name])
+    assert read_mask_or_refuse(path, masked_scan)
+    kept = []
+    for number in range(len([*elements_of(pydicom.dcmread(path))])):
+        for values in ({}, *UNLIKELY):
+            dataset = pydicom.dcmread(io.BytesIO(DICOM_MASKS[name]))
+            parent, tag = [*elements_of(dataset)][number]
+            element = parent[tag]
+            if not values:
+                del parent[tag]
+            elif element.VR in values:
+                element.value = [values[element.VR]] * max(1, element.VM)
+            else:
+                continue
+            dataset.save_as(path)
+            kept.append(read_mask_or_refuse(path, masked_scan))
+    assert 0 < sum(kept) < len(kept)
 
 
 @EXAMPLES
