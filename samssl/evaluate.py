@@ -154,6 +154,7 @@ def with_shapes(
     labels = store.mask(case)
     assert labels is not None, f"case {case} has no reference mask"
     reference, spacing_mm = classes.reference(labels), _spacing_mm(store, case)
+    prediction = store.judged(case, prediction)
     shapes = []
     for class_id in table["label_id"]:
         found, wanted = (classes.mask_of(mask, class_id) for mask in (prediction, reference))

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64, Integer
 from torch import Tensor
 
+from samssl.config import UserError
 from samssl.data.inputs import InputConfig, square_images
 from samssl.data.pointed import PointedObject
 from samssl.data.resize import fitted_shape, unfit_square
@@ -71,10 +72,26 @@ class PromptedCase:
     """`samssl.predict.score_case`, and `prompt` (clicks or box) and `clicks`: a row a label and prompt."""
 
 
+def refuse_ignored(store: SliceStore) -> None:
+    """Objects are pointed out in whole slices.
+
+    Raises:
+        UserError: masks of the store have voxels to be ignored.
+    """
+    if store.ignored is not None:
+        raise UserError(
+            f"Masks of the store {store.root} have voxels to be ignored (label {store.ignored}), and "
+            "mode=promptable cannot leave voxels out: clicks are placed by what is wrong in whole slices. "
+            "Use mode=automatic, or prepare again with these voxels as background: data.labels without "
+            f"ignore, and data.mask_values with {store.ignored}: 0."
+        )
+
+
 def prompted_cases(
     segmenter: Any, store: SliceStore, cases: Iterable[str], asking: Asking
 ) -> Iterator[tuple[str, PromptedCase]]:
     """Every case with its answers and their scores, with the segmenter in evaluation mode."""
+    refuse_ignored(store)
     segmenter.eval()
     for case in cases:
         yield case, prompted_case(segmenter, store, case, asking)

@@ -3,12 +3,16 @@
 from functools import cache
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from samssl.config import Count, Fraction, NonNegative, config
 from samssl.data.resize import downsample_labels
+
+_SURE = 100.0
+"""A logit whose softmax and sigmoid are 0 or 1 in float32."""
 
 
 @config
@@ -34,11 +38,13 @@ def segmentation_loss(
     low_res_logits: Float[Tensor, "B outputs h w"],
     targets: Int[Tensor, "B H W"] | Bool[Tensor, "B outputs H W"],
     loss: LossConfig = LossConfig(),
+    ignored: Bool[Tensor, "B H W"] | None = None,
 ) -> Float[Tensor, ""]:
     """The loss of a batch, with Dice and Tversky terms over all its slices together.
 
     `targets` are the numbers of exclusive classes (softmax; class 0, the background, has no Dice), or masks
-    of regions, True inside (sigmoid). They are brought to the resolution of the loss.
+    of regions, True inside (sigmoid). They are brought to the resolution of the loss. What is `ignored`
+    (True) counts in no term but that of boundaries, for which it is background that was found.
     """
     logits = low_res_logits.float()
     if loss.resolution:
@@ -47,16 +53,35 @@ def segmentation_loss(
     exclusive = targets.ndim == 3
     labels = downsample_labels(targets, (logits.shape[2], logits.shape[3]), loss.keep_small)
     labels = labels[:, None] if exclusive else labels.float()
+    share_counted = 1.0
+    if ignored is not None:
+        hidden = downsample_labels(ignored[:, None], (logits.shape[2], logits.shape[3]))
+        logits, labels = _certain(logits, hidden, exclusive), labels.masked_fill(hidden, 0)
+        share_counted = (~hidden).float().mean().clamp(min=1 / hidden.numel())
     total = logits.new_zeros(())
-    for weight, part in _parts(loss, exclusive):
-        total = total + weight * part(logits, labels)
+    for weight, part, is_mean in _parts(loss, exclusive):
+        of_part = weight * part(logits, labels)
+        total = total + (of_part / share_counted if is_mean else of_part)
     return total
 
 
+def _certain(
+    logits: Float[Tensor, "B outputs h w"], hidden: Bool[Tensor, "B 1 h w"], exclusive: bool
+) -> Float[Tensor, "B outputs h w"]:
+    """Logits with no doubt about background where it is hidden: no term has an error or a gradient there."""
+    sure = torch.full_like(logits[:1, :, :1, :1], -_SURE)
+    if exclusive:
+        sure[:, 0] = _SURE
+    return torch.where(hidden, sure, logits)
+
+
 @cache
-def _parts(loss: LossConfig, exclusive: bool) -> list[tuple[float, nn.Module]]:
-    """The weighted terms of a loss. MONAI is slow to import, and not needed to predict."""
-    from monai.losses.dice import DiceCELoss, DiceLoss
+def _parts(loss: LossConfig, exclusive: bool) -> list[tuple[float, nn.Module, bool]]:
+    """The terms of a loss, each with its weight and whether it is a mean over pixels.
+
+    MONAI is slow to import, and not needed to predict.
+    """
+    from monai.losses.dice import DiceLoss
     from monai.losses.hausdorff_loss import LogHausdorffDTLoss
     from monai.losses.tversky import TverskyLoss
 
@@ -66,19 +91,24 @@ def _parts(loss: LossConfig, exclusive: bool) -> list[tuple[float, nn.Module]]:
         "softmax": exclusive,
         "sigmoid": not exclusive,
     }
-    parts: list[tuple[float, nn.Module]]
+    parts: list[tuple[float, nn.Module, bool]] = [(1.0, DiceLoss(**of_outputs, batch=True), False)]
     if loss.terms == "tversky":
         missed = loss.tversky_missed
-        parts = [(1.0, TverskyLoss(**of_outputs, alpha=1 - missed, beta=missed, batch=True))]
+        parts = [(1.0, TverskyLoss(**of_outputs, alpha=1 - missed, beta=missed, batch=True), False)]
     elif loss.terms == "dice_focal":
-        parts = [(1.0, DiceLoss(**of_outputs, batch=True)), (1.0, _Focal(loss.focal_gamma, exclusive))]
-    elif exclusive:
-        parts = [(1.0, DiceCELoss(**of_outputs, batch=True))]
-    else:  # MONAI's DiceCELoss takes a softmax over several regions
-        parts = [(1.0, DiceLoss(**of_outputs, batch=True)), (1.0, nn.BCEWithLogitsLoss())]
+        parts.append((1.0, _Focal(loss.focal_gamma, exclusive), True))
+    else:
+        parts.append((1.0, _CrossEntropy() if exclusive else nn.BCEWithLogitsLoss(), True))
     if loss.boundary_weight:
-        parts.append((loss.boundary_weight, LogHausdorffDTLoss(**of_outputs)))
+        parts.append((loss.boundary_weight, LogHausdorffDTLoss(**of_outputs), True))
     return parts
+
+
+class _CrossEntropy(nn.Module):
+    """Of exclusive classes, with their numbers as a channel, as MONAI's losses take them."""
+
+    def forward(self, logits: Float[Tensor, "B outputs h w"], labels: Int[Tensor, "B 1 h w"]) -> Tensor:
+        return F.cross_entropy(logits, labels[:, 0])
 
 
 class _Focal(nn.Module):

@@ -72,9 +72,11 @@ class Predictor:
         for number in np.unique(self.store.rows.case_numbers[rows]):
             own = np.sort(rows[self.store.rows.case_numbers[rows] == number]).tolist()
             case = self.store.rows.case_name(own[0])
-            masks = [self.store.mask_slice(case, int(self.store.rows.z[row])) for row in own]
+            planes = self.store.rows.z[own].tolist()
+            masks = [self.store.mask_slice(case, z) for z in planes]
             reference = np.stack([mask for mask in masks if mask is not None])
-            tables.append(score_rows(self.store, case, self.segment_rows(own), reference, self._classes))
+            judged = self.store.judged(case, self.segment_rows(own), planes)
+            tables.append(score_rows(self.store, case, judged, reference, self._classes))
         return pd.concat(tables, ignore_index=True)
 
 
@@ -93,11 +95,12 @@ def score_case(
 ) -> pd.DataFrame:
     """One row a class: case, patient, label, label_id, dice, reference_voxels, predicted_voxels.
 
-    `label` and `label_id` are those of the class; Dice is NaN where the reference lacks it.
+    `label` and `label_id` are those of the class; Dice is NaN where the reference lacks it. Voxels that
+    the reference ignores are not counted.
     """
     reference = store.mask(case)
     assert reference is not None, f"case {case} has no reference mask"
-    return score_rows(store, case, prediction, reference, classes)
+    return score_rows(store, case, store.judged(case, prediction), reference, classes)
 
 
 def score_rows(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, Shaped
 
+from samssl.data.ignoring import without
 from samssl.data.scans import Scan
 from samssl.data.sealed import seal, unseal
 from samssl.data.shards import write_slices
@@ -107,10 +108,15 @@ def write_case(
     *,
     origin: Origin,
     window_hu: tuple[float, float],
+    ignored: int | None = None,
 ) -> CaseFacts:
-    """Write one case into the store at `root`, whole or not at all: `case.json` comes last."""
+    """Write one case into the store at `root`, whole or not at all: `case.json` comes last.
+
+    Voxels that are `ignored` count as background in its facts.
+    """
     low, high = intensity_range(scan, window_hu)
     arrays = {"image": scan.voxels} | ({} if mask is None else {"mask": mask})
+    known = None if mask is None else without(mask, None if ignored is None else mask == ignored)
     with written_aside(case_folder(root, case)) as folder:
         write_slices(str(folder), arrays)
         facts = CaseFacts(
@@ -122,8 +128,8 @@ def write_case(
             intensity=(low, high),
             statistics=intensity_statistics(scan.voxels),
             content_fraction=content_fractions(scan.voxels, low, high),
-            foreground_fraction=_foreground_fractions(mask, scan.voxels.shape[0]),
-            labels=_labels_present(mask, scan.voxels.shape[0]),
+            foreground_fraction=_foreground_fractions(known, scan.voxels.shape[0]),
+            labels=_labels_present(known, scan.voxels.shape[0]),
             **asdict(origin),
             image_sha256=content_digest(scan.voxels),
             mask_sha256="" if mask is None else content_digest(mask),

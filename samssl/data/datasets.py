@@ -13,6 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from samssl.config import BelowOne, Fraction, NonNegative, UserError, config
+from samssl.data.ignoring import IGNORED
 from samssl.data.inputs import InputConfig, input_slice, scaled
 from samssl.data.resize import fit_labels, fit_square
 from samssl.data.slices import SliceStore
@@ -105,6 +106,8 @@ class UnlabelledSlices(_Slices):
 class LabelledSlices(_Slices):
     """`image` [C, S, S] in [0, 1], `labels` [S, S] (class numbers: ranks of the label ids), and `index`.
 
+    Where nobody has labelled the slice, `labels` is `samssl.data.ignoring.IGNORED`.
+
     Augmentation works on intensities in [0, 1], so these few slices are scaled here, on the CPU.
     """
 
@@ -156,10 +159,12 @@ class LabelledSlices(_Slices):
         return fit_labels(self.labels(row), self.image_size, self.keep_small).float()
 
     def labels(self, row: int) -> Int[Tensor, "1 H W"]:
-        """Class numbers of one slice in native resolution."""
+        """Class numbers of one slice in native resolution, and IGNORED."""
         mask = self.store.mask_slice(self.store.rows.case_name(row), int(self.store.rows.z[row]))
         assert mask is not None, "only labelled patients are in the split train"
-        return torch.from_numpy(np.searchsorted(sorted(self.store.labels), mask))[None]
+        numbers = np.searchsorted(sorted(self.store.labels), mask)
+        ignored = self.store.ignored_slice(self.store.rows.case_name(row), int(self.store.rows.z[row]))
+        return torch.from_numpy(numbers if ignored is None else np.where(ignored, IGNORED, numbers))[None]
 
     def _shade(self, image: Float[Tensor, "C S S"]) -> Float[Tensor, "C S S"]:
         brightness, contrast = 1 + self.augment.intensity * (2 * torch.rand(2) - 1)

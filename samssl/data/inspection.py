@@ -14,8 +14,9 @@ from samssl.config import Count, UserError, config
 from samssl.data.cases import CASE_FILE, case_folder
 from samssl.data.entries import Entry, without_names
 from samssl.data.fingerprint import CaseFingerprint, fingerprint
+from samssl.data.ignoring import told_apart
 from samssl.data.parallel import Run, local_map, with_progress
-from samssl.data.reading import read_entry
+from samssl.data.reading import read_known
 from samssl.data.recipe import fill_from_recipe
 from samssl.data.scans import Modality, Scan
 from samssl.data.sealed import seal, unseal
@@ -68,6 +69,7 @@ class Inspection:
     name: str
     source: Path
     labels: dict[int, str]
+    """Without the one to be ignored, which counts as background here."""
     cases: list[CaseFingerprint]
     rejected: list[tuple[str, str]]
     """(source, reason), without names unless they are public."""
@@ -78,6 +80,8 @@ class Inspection:
     """The scan behind each case; empty for a store."""
     data: DataSource | None
     """None for a store."""
+    given: Mapping[int, str]
+    """All names of label ids."""
 
     def read(self, case: str) -> tuple[Scan, Integer[np.ndarray, "Z H W"] | None]:
         """A case again, with its label ids."""
@@ -86,7 +90,7 @@ class Inspection:
         assert self.data is not None, "what is no store was read by these settings"
         entry = self.entries[case]
         modality = next(seen.modality for seen in self.cases if seen.case == case)
-        return read_entry(entry, self.data, self.labels, modality)  # pyright: ignore[reportArgumentType]
+        return read_known(entry, self.data, self.given, modality)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class _ScanTask:
     def __call__(self, entry: Entry) -> tuple[str, CaseFingerprint | str]:
         """The source with its fingerprint, or with why it cannot be used."""
         try:
-            scan, mask = read_entry(entry, self.source, self.labels, entry.modality or self.modality)
+            scan, mask = read_known(entry, self.source, self.labels, entry.modality or self.modality)
         except UserError as error:
             return entry.source, str(error) if self.source.public_names else without_names(str(error), entry)
         made = fingerprint(scan, mask, case=entry.case, patient=entry.patient, split=entry.split)
@@ -158,7 +162,7 @@ def _inspect_scans(settings: InspectConfig, run: Run) -> Inspection:
     return Inspection(
         name=settings.name,
         source=settings.source,
-        labels=found.labels,
+        labels=told_apart(found.labels),
         cases=_fingerprints(done),
         rejected=[*found.rejected, *_reasons(done)],
         notes=[found.summary(), *found.notes],
@@ -166,6 +170,7 @@ def _inspect_scans(settings: InspectConfig, run: Run) -> Inspection:
         store=None,
         entries={entry.case: entry for entry in found.entries},
         data=source,
+        given=found.labels,
     )
 
 
@@ -188,6 +193,7 @@ def _inspect_store(settings: InspectConfig, run: Run) -> Inspection:
         store=store,
         entries={},
         data=None,
+        given=store.labels,
     )
 
 

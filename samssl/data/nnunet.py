@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 from jaxtyping import Integer, Shaped
 
+from samssl.data.ignoring import IGNORE
 from samssl.data.slices import SliceStore
 from samssl.files import write_json, written_aside
 
@@ -48,7 +49,9 @@ def _description(store: SliceStore, num_training: int) -> dict[str, object]:
     names = [store.labels[label] for label in sorted(store.labels)]
     return {
         "channel_names": {"0": "CT" if store.rows.modalities() == {"CT"} else "image"},
-        "labels": {"background": 0} | {name: number for number, name in enumerate(names) if number},
+        "labels": {"background": 0}
+        | {name: number for number, name in enumerate(names) if number}
+        | ({} if store.ignored is None else {IGNORE: len(names)}),
         "numTraining": num_training,
         "file_ending": ".nii.gz",
     }
@@ -59,13 +62,15 @@ def _write_case(store: SliceStore, case: str, folder: Path) -> None:
 
 
 def _write_labels(store: SliceStore, case: str, folder: Path) -> None:
-    mask = store.mask(case)
+    mask = store.stored_mask(case)
     assert mask is not None, f"case {case} has no mask"
     numbers = np.searchsorted(sorted(store.labels), mask)
+    if store.ignored is not None:
+        numbers[mask == store.ignored] = len(store.labels)  # the highest, as nnU-Net wants it
     _save(
         store,
         case,
-        numbers.astype(np.uint8 if len(store.labels) < 256 else np.uint16),
+        numbers.astype(np.uint8 if len(store.labels) < 255 else np.uint16),
         folder / f"{case}.nii.gz",
     )
 

@@ -13,6 +13,7 @@ import pandas as pd
 from samssl.config import Count, NonNegative, UserError, as_url, config, config_digest, is_url
 from samssl.data.cases import CaseFacts, Origin, files_of, reusable_case, unfetched_case, write_case
 from samssl.data.entries import Entry, without_names
+from samssl.data.ignoring import ignored_label
 from samssl.data.index import INDEX_COLUMNS, STATISTICS
 from samssl.data.parallel import Run, local_map, with_progress
 from samssl.data.pseudonyms import write_listing
@@ -146,6 +147,7 @@ class _CaseTask:
         settings |= {"axis": self.source.axis, "window_hu": self.source.window_hu}
         # Named only where they are set, so that earlier stores stay what they are.
         further = {name: getattr(self.source, name) for name in _FURTHER_SETTINGS} | {"parts": parts}
+        further["ignored"] = ignored_label(self.labels)
         settings |= {name: value for name, value in further.items() if value not in (None, False, {})}
         return config_digest(settings)
 
@@ -168,8 +170,8 @@ class _CaseTask:
             return CaseResult(entry, None, reason, wrote=False)
         # From the first changed case until its manifest is written again, this is no complete store.
         (self.out / MANIFEST_FILE).unlink(missing_ok=True)
-        window_hu = self.source.window_hu
-        facts = write_case(self.out, entry.case, scan, mask, origin=origin, window_hu=window_hu)
+        settings = {"window_hu": self.source.window_hu, "ignored": ignored_label(self.labels)}
+        facts = write_case(self.out, entry.case, scan, mask, origin=origin, **settings)
         return CaseResult(entry, facts, "", wrote=True)
 
     def _remote_version(self, entry: Entry, modality: Modality) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from samssl.data.entries import Entry
+from samssl.data.ignoring import ignored_label, without
 from samssl.data.masks import read_labels
 from samssl.data.remote import at_hand
 from samssl.data.scans import Modality, Scan, read_scan
@@ -31,3 +32,12 @@ def read_entry(
             part_labels=here.part_labels,
         )
     return scan, mask
+
+
+def read_known(
+    entry: Entry, source: DataSource, labels: Mapping[int, str], modality: Modality
+) -> tuple[Scan, Integer[np.ndarray, "Z H W"] | None]:
+    """As `read_entry`, with background where the mask is to be ignored."""
+    scan, mask = read_entry(entry, source, labels, modality)
+    ignored = ignored_label(labels)
+    return scan, mask if mask is None or ignored is None else without(mask, mask == ignored)

@@ -57,7 +57,7 @@ def _with_lost_classes(cells: Int[Tensor, "B h w"], labels: Int[Tensor, "B H W"]
     """`cells`, each with the lost class that fills most of it, where one is lost."""
     kept, most = cells.clone(), torch.zeros(cells.shape, device=cells.device)
     for number in labels.unique().tolist():
-        if number:
+        if number > 0:  # neither background nor IGNORED
             share = _lost_share((labels == number)[:, None].float(), (cells == number)[:, None])[:, 0]
             kept[share > most] = number
             most = torch.maximum(most, share)

@@ -11,7 +11,7 @@ A slice is named by its case and z, or by its row number in the index.
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -19,11 +19,12 @@ from typing import Any, Protocol, runtime_checkable
 import fsspec
 import numpy as np
 import pandas as pd
-from jaxtyping import Int, Integer, Shaped
+from jaxtyping import Bool, Int, Integer, Shaped
 
 from samssl.config import UserError, as_url
 from samssl.data.cache import CachedFiles
 from samssl.data.cases import CASE_FILE, content_digest
+from samssl.data.ignoring import ignored_label, told_apart, without
 from samssl.data.index import SliceIndex, store_digest
 from samssl.data.intensity import CaseIntensity
 from samssl.data.sealed import seal, unseal
@@ -86,7 +87,11 @@ class SliceStore:
         filesystem, self._path = fsspec.url_to_fs(self.root)
         manifest = _read_manifest(filesystem, self._path, self.root)
         self.name: str = manifest["name"]
-        self.labels = {int(label): name for label, name in manifest["labels"].items()}
+        named = {int(label): name for label, name in manifest["labels"].items()}
+        self.ignored = ignored_label(named)
+        """Label id of voxels that nobody has labelled; None where masks have none."""
+        self.labels = told_apart(named)
+        """Names of all other label ids."""
         self.digest: str = manifest["digest"]
         self.rows = _read_index(filesystem, self._path, self.root, manifest["files"][INDEX_FILE])
         self._files = (
@@ -138,11 +143,18 @@ class SliceStore:
             return unseal(self._files.cat_file(f"{self._path}/cases/{case}.zarr/{CASE_FILE}"))["affine"]
 
     def mask_slice(self, case: str, z: int) -> Integer[np.ndarray, "H W"] | None:
-        """One slice of the label ids; None if the case has no mask."""
+        """One slice of `mask`; None if the case has no mask."""
         if not self._has_mask(case):
             return None
         with self._naming(case):
-            return self._array(case, "mask").read(z)
+            return self._known(self._array(case, "mask").read(z))
+
+    def ignored_slice(self, case: str, z: int) -> Bool[np.ndarray, "H W"] | None:
+        """True where a slice is to be ignored; None without a mask, or where masks have no such voxels."""
+        if self.ignored is None or not self._has_mask(case):
+            return None
+        with self._naming(case):
+            return self._array(case, "mask").read(z) == self.ignored
 
     def image(self, case: str) -> Shaped[np.ndarray, "Z H W"]:
         """The whole volume, in native type and units."""
@@ -150,11 +162,29 @@ class SliceStore:
             return self._array(case, "image").read_all()
 
     def mask(self, case: str) -> Integer[np.ndarray, "Z H W"] | None:
-        """The label ids of the whole volume; None if the case has no mask."""
+        """The label ids of the whole volume, 0 where it is to be ignored; None if the case has no mask."""
+        stored = self.stored_mask(case)
+        return None if stored is None else self._known(stored)
+
+    def stored_mask(self, case: str) -> Integer[np.ndarray, "Z H W"] | None:
+        """The mask as it was prepared, with the id of what is to be ignored."""
         if not self._has_mask(case):
             return None
         with self._naming(case):
             return self._array(case, "mask").read_all()
+
+    def judged(
+        self, case: str, prediction: Shaped[np.ndarray, "*K Z H W"], planes: Sequence[int] | None = None
+    ) -> Shaped[np.ndarray, "*K Z H W"]:
+        """A prediction of a case, or of these slices of it, with background where it is to be ignored."""
+        if self.ignored is None or not self._has_mask(case):
+            return prediction
+        chosen = range(self.shape(case)[0]) if planes is None else planes
+        ignored = [self.ignored_slice(case, z) for z in chosen]
+        return without(prediction, np.array(ignored))
+
+    def _known(self, stored: Integer[np.ndarray, "*Z H W"]) -> Integer[np.ndarray, "*Z H W"]:
+        return stored if self.ignored is None else without(stored, stored == self.ignored)
 
     def _has_mask(self, case: str) -> bool:
         return self.rows.labelled(self.first_row(case))
@@ -222,7 +252,8 @@ def verify_store(root: str | Path) -> list[str]:
         return faults
     for case in sorted(store.index["case"].unique()):
         faults += _case_faults(store, case)
-    if store_digest(store.name, store.labels, store.index) != store.digest:
+    labels = {int(label): name for label, name in manifest["labels"].items()}
+    if store_digest(store.name, labels, store.index) != store.digest:
         faults.append(f"{MANIFEST_FILE}: its digest is not that of the index.")
     return faults
 
@@ -275,14 +306,15 @@ def _file_faults(filesystem: Any, path: str, files: Mapping[str, str]) -> Iterat
 
 def _case_faults(store: SliceStore, case: str) -> Iterator[str]:
     info = store.info(case)
-    for read, expected in ((store.image, info["image_sha256"]), (store.mask, info["mask_sha256"])):
+    parts = (("image", store.image, "image_sha256"), ("mask", store.stored_mask, "mask_sha256"))
+    for name, read, digest in parts:
         try:
             array = read(case)
         except UserError as error:
             yield str(error)
             continue
-        if ("" if array is None else content_digest(array)) != expected:
-            yield f"Case {case}: the voxels of its {read.__name__} are not those that were prepared."
+        if ("" if array is None else content_digest(array)) != info[digest]:
+            yield f"Case {case}: the voxels of its {name} are not those that were prepared."
 
 
 def _content(path: AnyPath) -> bytes:

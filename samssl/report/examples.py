@@ -134,7 +134,7 @@ def make_example(
         return None
     reference = sources.classes.reference(mask)
     found = {
-        name: kept
+        name: sources.store.judged(case, kept)
         for name, ran in sources.evaluations.items()
         if (kept := read_prediction(sources.root / ran.stage.folder, case)) is not None
         and kept.shape == reference.shape

@@ -11,9 +11,10 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from samssl.config import BelowOne, Count, NonNegative, UserError, config, derive, flatten
-from samssl.data.classes import Classes, run_classes
+from samssl.data.classes import BACKGROUND, Classes, run_classes
 from samssl.data.datasets import AugmentConfig, LabelledSlices, Pooled, Rows, rows_of
 from samssl.data.embeddings import EmbeddingsConfig
+from samssl.data.ignoring import IGNORED
 from samssl.data.inputs import InputConfig, check_input
 from samssl.data.mixture import Mixture
 from samssl.data.objects import ObjectSlices
@@ -21,7 +22,7 @@ from samssl.data.sampling import SamplingConfig, classes_in, evenly, sampled_ord
 from samssl.data.slices import SliceStore
 from samssl.data.splits import few_shot
 from samssl.data.vanishing import count_vanishing, say_vanishing
-from samssl.interactive import Asking
+from samssl.interactive import Asking, refuse_ignored
 from samssl.losses import LossConfig, segmentation_loss
 from samssl.metrics import case_dice, label_dice, pooled_dice
 from samssl.models.baselines import check_baseline
@@ -196,17 +197,22 @@ class SupervisedSegmenter(nn.Module):
         segmenter: Any,
         targets: Callable[[Tensor], Tensor] = lambda labels: labels,
         loss: LossConfig = LossConfig(),
+        ignores: bool = False,
     ) -> None:
         super().__init__()
-        self.segmenter, self.targets, self.loss = segmenter, targets, loss
+        self.segmenter, self.targets, self.loss, self.ignores = segmenter, targets, loss, ignores
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """`loss` of a batch with `labels` [B, S, S] (ranks of label ids) and what is to be segmented.
 
+        With `ignores` there may be IGNORED among the labels, which is left out.
         That is `image` [B, 1 or 3, S, S] in [0, 1], or its `embedding` [B, C, h, w].
         """
-        targets = self.targets(batch["labels"])
-        return {"loss": segmentation_loss(self._low_res_logits(batch), targets, self.loss)}
+        labels, ignored = batch["labels"], None
+        if self.ignores:
+            labels, ignored = labels.clamp(min=BACKGROUND), labels == IGNORED
+        loss = segmentation_loss(self._low_res_logits(batch), self.targets(labels), self.loss, ignored)
+        return {"loss": loss}
 
     def _low_res_logits(self, batch: dict[str, Tensor]) -> Tensor:
         if "embedding" in batch:
@@ -222,7 +228,7 @@ def finetune(config: FinetuneConfig, context: RunContext) -> State:
     check_input(config.data.input, store)
     classes = classes_of(store, config.data)
     segmenter = build_segmenter(config.model, config.strategy, classes.num_outputs, config.optim.seed)
-    model = SupervisedSegmenter(segmenter, classes.targets, config.loss)
+    model = SupervisedSegmenter(segmenter, classes.targets, config.loss, store.ignored is not None)
     rows, size = training_rows(store, config.data), config.model.image_size
     train = LabelledSlices(store, rows, size, config.data.augment, config.data.input, config.loss.keep_small)
     order = sampled_order(store, rows, classes, config.data.sampling)
@@ -254,6 +260,8 @@ def finetune_promptable(config: FinetuneConfig, context: RunContext) -> State:
     data, size = config.data, config.model.image_size
     stores = stores_of(data)
     check_input(data.input, *stores)
+    for store in stores:
+        refuse_ignored(store)
     segmenter = promptable_from(build_sam(config.model), config.strategy, config.optim.seed)
     slices = Pooled(
         [LabelledSlices(store, object_rows(store, data), size, data.augment, data.input) for store in stores]

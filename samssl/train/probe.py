@@ -1,9 +1,9 @@
 """What the encoder's tokens are worth while it is pretrained: rank and spread, and a frozen-encoder probe.
 
 At a validation, held-out slices give the effective rank and the spread of the tokens. Where the store has
-labelled patients in `train` and in `val`, a linear discriminant from tokens to the classes in their patches
-is fitted on slices of the former and scored on slices of the latter. The encoder does not learn from it, and
-nothing here draws random numbers. Every rank computes the same.
+labelled patients in `train` and in `val`, and no voxels to be ignored, a linear discriminant from tokens to
+the classes in their patches is fitted on slices of the former and scored on slices of the latter. The encoder
+does not learn from it, and nothing here draws random numbers. Every rank computes the same.
 """
 
 import colorsys
@@ -76,12 +76,13 @@ class Probe:
     def __post_init__(self) -> None:
         self.train_rows = labelled_rows(self.store, "train", self.config.train_slices)
         self.val_rows = labelled_rows(self.store, "val", self.config.val_slices)
-        self.has_labels = bool(len(self.train_rows) and len(self.val_rows))
+        self.has_labels = bool(len(self.train_rows) and len(self.val_rows)) and self.store.ignored is None
         if self.has_labels:
             self.train_slices, self.val_slices = self.slices(self.train_rows), self.slices(self.val_rows)
         elif self.config.every and self.context.rank == 0:
-            missing = "val" if len(self.train_rows) else "train"
-            print(f"pretrain: no probe/dice, as no patient in the split {missing} has labels", flush=True)
+            missing = f"no patient in the split {'val' if len(self.train_rows) else 'train'} has labels"
+            reason = missing if self.store.ignored is None else "masks have voxels to be ignored"
+            print(f"pretrain: no probe/dice, as {reason}", flush=True)
 
     def measure(self, step: int) -> dict[str, float]:
         """Metrics of the encoder as it is at `step`; none where no look is due."""

@@ -64,12 +64,16 @@ def test_nnunet_of_both_versions(nnunet):
         }
 
 
+def test_nnunets_ignore_label_is_one_by_name(nnunet):
+    labels = {"background": 0, "liver": 1, "ignore": 2}
+    assert find(nnunet(labels=labels), volume=0).labels == {id_: name for name, id_ in labels.items()}
+
+
 @pytest.mark.parametrize(
     ("content", "settings", "sentence"),
     [
         ({}, {}, r"2 channels\. Set data\.volume to one: 0 \(T1\), 1 \(CT\)"),
         ({}, {"volume": 2}, r"only the channels \[0, 1\]"),
-        ({"labels": {"background": 0, "liver": 1, "ignore": 2}}, {"volume": 0}, "has an ignore label"),
         ({"labels": {"background": 0, "whole": [1, 2]}}, {"volume": 0}, "regions of several ids"),
         ({"labels": [1]}, {"volume": 0}, "labels has to be"),
         ({"channel_names": ["CT"]}, {"volume": 0}, "channel_names has to be"),

@@ -68,12 +68,6 @@ def _labels(facts: Mapping[str, Any], path: Path) -> dict[int, str]:
     given = facts.get("labels", {})
     if not isinstance(given, dict):
         raise UserError(f"{path}: labels has to be {{name: id}}.")
-    if "ignore" in given:
-        raise UserError(
-            f"{path} has an ignore label, for voxels that nobody has labelled. Losses and scores here cannot "
-            "leave voxels out: finish these masks, or make the ignored voxels background and name the "
-            "labels in a CSV's data.labels."
-        )
     try:
         if all(str(key).isdigit() for key in given):
             return {int(key): str(name) for key, name in given.items()}

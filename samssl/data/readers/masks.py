@@ -45,7 +45,7 @@ def label_ids(
         raise UserError(
             f"The mask {path} holds the label ids {_few(unknown)}, which are not among the labels "
             f"{dict(labels)}. Add them to data.labels or correct the mask. Voxels that are neither labelled "
-            "nor background (to be ignored) cannot be kept apart."
+            "nor background get the label ignore, as in {255: ignore}: losses and scores leave them out."
         )
     return np.ascontiguousarray(rounded, dtype=np.uint8 if max(found) < 256 else np.uint16)
 
