@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Integer
 
-from samssl.config import Count, UserError, config
+from samssl.config import Count, UserError, config, derive, flatten
 from samssl.data.cases import CASE_FILE, case_folder
 from samssl.data.entries import Entry, without_names
 from samssl.data.fingerprint import CaseFingerprint, fingerprint
@@ -240,3 +240,38 @@ def read_fingerprint(store: SliceStore) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}). Run `samssl inspect` on the store again.") from None
     return content if content.get("digest") == store.digest else None
+
+
+def fill_from_fingerprint(tree: dict[str, Any], stage: str) -> None:
+    """Set in the settings `tree` of a training stage what its store's fingerprint recommends and nobody gave.
+
+    Says what that was. Nothing without a fingerprint, which `samssl inspect` writes, or with several stores.
+    """
+    data = tree.get("data")
+    place = Path(str(data.get("store") or "")) if isinstance(data, dict) else Path()
+    given = flatten(tree)
+    if not (place / FINGERPRINT_FILE).is_file() or not is_store(place) or given.get("data.more_stores"):
+        return
+    content = read_fingerprint(SliceStore(place)) or {}
+    advice = {entry["field"]: entry["value"] for entry in content.get("recommendations", [])}
+    # What is null was given, too: settings that are written out whole stay what they are.
+    taken = {name: advice[name] for name in advice if name not in given and _fits(name, stage, given)}
+    for name, value in taken.items():
+        derive(tree, name, value)
+    if taken:
+        listed = ", ".join(f"{name}={value}" for name, value in taken.items())
+        print(f"{stage}: from the store's fingerprint: {listed}", flush=True)
+
+
+def _fits(name: str, stage: str, given: Mapping[str, Any]) -> bool:
+    """Whether a recommended setting has a meaning beside those that are given."""
+    if name == "model.image_size":  # an encoder goes on at the size that it was trained at
+        checkpoint = str(given.get("model.checkpoint") or "")
+        return not given.get("continue_from") and not (checkpoint and Path(checkpoint).exists())
+    if stage != "finetune" or given.get("mode") == "promptable":
+        return False
+    if name.startswith("data.sampling."):  # counted by label, over whole volumes
+        return not any(field.startswith("data.classes") for field in given) and (
+            given.get("data.shot_unit") != "slices"
+        )
+    return name == "loss.keep_small"

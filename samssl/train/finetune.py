@@ -16,6 +16,7 @@ from samssl.data.datasets import AugmentConfig, LabelledSlices, Pooled, Rows, ro
 from samssl.data.embeddings import EmbeddingsConfig
 from samssl.data.ignoring import IGNORED
 from samssl.data.inputs import InputConfig, check_input
+from samssl.data.inspection import fill_from_fingerprint
 from samssl.data.mixture import Mixture
 from samssl.data.objects import ObjectSlices
 from samssl.data.sampling import SamplingConfig, classes_in, evenly, sampled_order
@@ -148,8 +149,9 @@ class FinetuneConfig:
 
     @staticmethod
     def fill(tree: dict[str, Any]) -> None:
-        """Derive what `strategy.name` names, and the heads that go with `mode`."""
+        """Derive what `strategy.name` names, the heads that go with `mode`, and what suits the store."""
         follow_name(tree)
+        fill_from_fingerprint(tree, "finetune")
         if tree.get("mode") == "promptable" and "strategy.head" not in flatten(tree):
             derive(tree, "strategy.head", "sam")
 

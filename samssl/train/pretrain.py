@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from segment_anything.modeling import Sam
 from samssl.config import Count, Fraction, PositiveFloat, PositiveInt, UserError, config
 from samssl.data.datasets import Pooled, Rows, UnlabelledSlices, rows_of
 from samssl.data.inputs import InputConfig, check_input, unit_images
+from samssl.data.inspection import fill_from_fingerprint
 from samssl.data.mixture import BalanceConfig, Mixture
 from samssl.data.slices import SliceStore
 from samssl.data.views import CropConfig, still
@@ -103,6 +104,11 @@ class PretrainConfig:
     """What is measured of the encoder at validations, besides the loss."""
     resources: ResourcesConfig = ResourcesConfig()
     """Where to train."""
+
+    @staticmethod
+    def fill(tree: dict[str, Any]) -> None:
+        """Derive what suits the store."""
+        fill_from_fingerprint(tree, "pretrain")
 
     def __post_init__(self) -> None:
         self.optim.check_workers(self.resources.workers)

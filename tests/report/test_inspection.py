@@ -9,18 +9,20 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from samssl.config import load_config
+from samssl.config import build_config, flatten, load_config, to_tree
 from samssl.data.inspection import (
     FINGERPRINT_FILE,
     InspectConfig,
     Inspection,
     inspect,
     read_fingerprint,
+    write_fingerprint,
 )
 from samssl.data.prepare import PrepareConfig, prepare
 from samssl.data.slices import SliceStore, verify_store
 from samssl.report.inspection import Written, terminal, write_inspection
 from samssl.train.finetune import FinetuneConfig
+from samssl.train.pretrain import PretrainConfig
 
 
 @pytest.fixture(autouse=True)
@@ -169,6 +171,62 @@ def test_a_store_keeps_its_fingerprint_and_stays_what_it_is(tmp_path: Path, stor
     across = next(finding for finding in written.findings if "in different splits" in finding.text)
     assert across.serious
     assert {"s0", "t0", "t5"} <= set(across.cases)
+
+
+def defaults(store: SliceStore, kind: type, settings: Mapping[str, Any], capsys: Any) -> tuple[Any, str]:
+    """The settings of a training stage on the store, and what is said."""
+    given = {"out": "a", "data.store": str(store.root), **settings}
+    return load_config(kind, None, given), capsys.readouterr().out
+
+
+def test_training_takes_what_is_not_given_from_the_fingerprint(
+    tmp_path: Path, store: SliceStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, said = defaults(store, FinetuneConfig, {}, capsys)
+    assert (plain.model.image_size, said) == (1024, "")
+    inspected(tmp_path, Path(store.root))
+    capsys.readouterr()
+    for kind, stage in ((FinetuneConfig, "finetune"), (PretrainConfig, "pretrain")):
+        config, said = defaults(store, kind, {}, capsys)
+        assert config.model.image_size == 256
+        assert said == f"{stage}: from the store's fingerprint: model.image_size=256\n"
+        assert defaults(store, kind, {"model.image_size": "512"}, capsys)[0].model.image_size == 512
+        assert defaults(store, kind, {"model.checkpoint": str(tmp_path)}, capsys)[1] == ""
+    whole = to_tree(plain)
+    assert to_tree(build_config(FinetuneConfig, whole, "a run that has begun")) == whole
+
+
+@pytest.mark.parametrize(
+    ("settings", "taken"),
+    [
+        ({}, {"image_size": 256, "keep_small": True, "balance": "class", "foreground_share": 0.5}),
+        ({"data.shot_unit": "slices"}, {"image_size": 256, "keep_small": True}),
+        ({"data.classes": {"all": ["liver"]}}, {"image_size": 256, "keep_small": True}),
+        ({"mode": "promptable"}, {"image_size": 256}),
+        (
+            {"data.sampling.foreground_share": None},
+            {"image_size": 256, "keep_small": True, "balance": "class"},
+        ),
+        ({"data.more_stores": ["elsewhere"], "mode": "promptable"}, {}),
+    ],
+)
+def test_only_what_has_a_meaning_is_taken(
+    store: SliceStore, capsys: pytest.CaptureFixture[str], settings: dict[str, Any], taken: dict[str, Any]
+) -> None:
+    fields = {
+        "model.image_size": 256,
+        "loss.keep_small": True,
+        "data.sampling.balance": "class",
+        "data.sampling.foreground_share": 0.5,
+    }
+    advice = [{"stage": "finetune", "field": name, "value": value} for name, value in fields.items()]
+    seen = inspect(InspectConfig(source=Path(store.root), workers=1))
+    write_fingerprint(seen, Path(store.root), {"recommendations": advice})
+    config, said = defaults(store, FinetuneConfig, settings, capsys)
+    flat = {name.rpartition(".")[2]: value for name, value in flatten(config).items() if name in fields}
+    usual = {"image_size": 1024, "keep_small": False, "balance": "none", "foreground_share": None}
+    assert flat == usual | taken
+    assert said.count("=") == len(taken)
 
 
 def test_a_changed_fingerprint_is_noticed(tmp_path: Path, store: SliceStore) -> None:
