@@ -215,6 +215,33 @@ TREES = {
         (0, 1, 2, 3, 4),
         (0, 1, 2, 3, 4),
     ),
+    "mnms2": Tree(
+        """
+        MnM2/dataset/001/001_SA_ED.nii.gz | 001 | | MnM2/dataset/001/001_SA_ED_gt.nii.gz
+        MnM2/dataset/001/001_SA_ES.nii.gz | 001 | | MnM2/dataset/001/001_SA_ES_gt.nii.gz
+        MnM2/dataset/160/160_SA_ED.nii.gz | 160 | | MnM2/dataset/160/160_SA_ED_gt.nii.gz
+        MnM2/dataset/161/161_SA_ED.nii.gz | 161 | val | MnM2/dataset/161/161_SA_ED_gt.nii.gz
+        MnM2/dataset/200/200_SA_ES.nii.gz | 200 | val | MnM2/dataset/200/200_SA_ES_gt.nii.gz
+        MnM2/dataset/201/201_SA_ED.nii.gz | 201 | test | MnM2/dataset/201/201_SA_ED_gt.nii.gz
+        MnM2/dataset/360/360_SA_ED.nii.gz | 360 | test | MnM2/dataset/360/360_SA_ED_gt.nii.gz
+        - MnM2/dataset/001/001_LA_ED.nii.gz
+        - MnM2/dataset/001/001_LA_ED_gt.nii.gz
+        - MnM2/dataset/001/001_LA_CINE.nii.gz
+        - MnM2/dataset/001/001_SA_CINE.nii.gz
+        - MnM2/dataset_information.csv
+        """,
+        (0, 1, 2, 3),
+        (0, 1, 2, 3),
+    ),
+    "jsrt_mini": Tree(
+        """
+        Segmentation01/train/org/1.png | train-1 | | Segmentation01/train/label/1.png
+        Segmentation01/train/org/50.png | train-50 | | Segmentation01/train/label/50.png
+        Segmentation01/test/org/0.png | test-0 | test | Segmentation01/test/label/0.png
+        Segmentation01/test/org/1.png | test-1 | test | Segmentation01/test/label/1.png
+        """,
+        (0, 255),
+    ),
     "camus": Tree(
         """
         database_nifti/patient0001/patient0001_2CH_ED.nii.gz | patient0001 | | \
