@@ -4,6 +4,8 @@ A worker process imports this module with each task, so it must stay light: no t
 """
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
@@ -30,6 +32,9 @@ def start_ray() -> None:
     local = {"address": "local", "num_cpus": os.cpu_count(), "include_dashboard": False}
     options = {} if os.environ.get("RAY_ADDRESS") else local
     ray.init(logging_level="WARNING", **options)  # pyright: ignore[reportArgumentType]
+    if threading.current_thread() is threading.main_thread():
+        # As Ctrl-C. The exit that Ray puts in its place is lost where it comes while Tune waits.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def join_cluster() -> None:

@@ -26,11 +26,11 @@ from samssl.config import read_yaml
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]  # whole studies, on machines that may be busy
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent
-STEPS, SAVED_EVERY = 160, 10
+STEPS, SAVED_EVERY = 80, 10
 LONG = tuple(
     f"pretrain.optim.{name}={value}"
     for name, value in {
-        **{"steps": STEPS, "save_every": SAVED_EVERY, "validate_every": 100, "batch_size": 16}
+        **{"steps": STEPS, "save_every": SAVED_EVERY, "validate_every": 40, "batch_size": 16}
     }.items()
 )
 """Pretraining that lasts until it is stopped."""
