@@ -15,8 +15,11 @@ from rich.table import Table
 SECONDS_BETWEEN_LINES = 15.0
 ROWS = 20
 """Trials in the table at one time, those that run first."""
-STATES = {Trial.PENDING: "waits", Trial.RUNNING: "runs", Trial.PAUSED: "paused", Trial.ERROR: "lost"}
-"""Tune's words in ours; any other trial is done."""
+STATES = {
+    **{Trial.PENDING: "waits", Trial.RUNNING: "runs", Trial.PAUSED: "paused"},
+    **{Trial.TERMINATED: "done", Trial.ERROR: "lost"},
+}
+"""Tune's words in ours."""
 
 
 class TrialTable(tune.Callback):
@@ -27,11 +30,12 @@ class TrialTable(tune.Callback):
         self.started = self.told = time.monotonic()
         self.trials: list[Trial] = []
         self.live: Live | None = None
-        self.over: set[str] = set()
+        self.ended: set[str] = set()
+        """Trials that Tune has called over, and not yet marked so."""
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial begins, or begins again."""
-        self.over.discard(trial.trial_id)
+        self.ended.discard(trial.trial_id)
         self._show(trials)
 
     def on_trial_result(
@@ -44,7 +48,7 @@ class TrialTable(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial is over, or was ended by its scheduler; Tune says so of its state only after this."""
-        self.over.add(trial.trial_id)
+        self.ended.add(trial.trial_id)
         self._show(trials)
         if not sys.stdout.isatty():
             self._tell(trial)
@@ -80,10 +84,14 @@ class TrialTable(tune.Callback):
         running_first = sorted(self.trials, key=lambda trial: trial.status != Trial.RUNNING)
         for trial in running_first[:ROWS]:
             table.add_row(*self._row(trial))
-        return Group(table, ProgressBar(total=self.expected, completed=len(self.over)))
+        return Group(table, ProgressBar(total=self.expected, completed=self._over()))
+
+    def _over(self) -> int:
+        return sum(trial.is_finished() or trial.trial_id in self.ended for trial in self.trials)
 
     def _count(self) -> str:
-        return f"{len(self.over)} of {self.expected} done{self._left(len(self.over))}"
+        over = self._over()
+        return f"{over} of {self.expected} done{self._left(over)}"
 
     def _left(self, over: int) -> str:
         if not over or over >= self.expected:
@@ -93,8 +101,10 @@ class TrialTable(tune.Callback):
 
     def _row(self, trial: Trial) -> tuple[str, str, str, str, str]:
         last = trial.last_result or {}
-        state = "done" if trial.trial_id in self.over else STATES.get(trial.status, "done")
-        state = "failed" if last.get("error") else state
+        status = trial.status
+        if trial.trial_id in self.ended and status != Trial.ERROR:
+            status = Trial.TERMINATED
+        state = "failed" if last.get("error") else STATES[status]
         score = last.get("score")
         return (
             self.name_of(trial.config),

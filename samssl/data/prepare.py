@@ -156,13 +156,12 @@ class _CaseTask:
         modality = entry.modality or self.modality
         version = self._remote_version(entry, modality)
         try:
-            facts = unfetched_case(self.out, entry.case, version) if version else None
-            if facts:
+            if version and (facts := unfetched_case(self.out, entry.case, version)):
                 return CaseResult(entry, facts, "", wrote=False)
             with at_hand(entry) as here:
                 origin = self._origin(here, modality, version)
-                facts = reusable_case(self.out, entry.case, origin)
-                if facts:
+                # Of another version nothing is reused, whatever its content.
+                if not version and (facts := reusable_case(self.out, entry.case, origin)):
                     return CaseResult(entry, facts, "", wrote=False)
                 scan, mask = read_entry(here, self.source, self.labels, modality)
         except UserError as error:

@@ -7,7 +7,7 @@ headers says which files belong together. Whoever reads a case fetches its files
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -30,16 +30,14 @@ class Listed:
     """Of each file, by its relative name: what its filesystem tells changed content by."""
     sizes: Mapping[str, int]
     """In bytes."""
+    further: Mapping[Path, Sequence[str]]
+    """Names without their suffix to the files that are no scans: voxels that lie beside a header."""
 
     def entry(self, entry: Entry) -> Entry:
         """The entry of a listed scan, as one to fetch."""
         own = {path.relative_to(self.folder) for path in (*entry.image_files, *entry.mask_files)}
-        beside = {_header_of(path) for path in own}
-        names = sorted(
-            name
-            for name in self.versions
-            if Path(name) in own or (not is_scan_name(name) and _header_of(Path(name)) in beside)
-        )
+        parts = (self.further.get(_without_suffix(path), ()) for path in own)
+        names = sorted({path.as_posix() for path in own}.union(*parts))
         version = hashlib.sha256("\n".join(f"{name} {self.versions[name]}" for name in names).encode())
         sizes = tuple(self.sizes[name] for name in names)
         remote = Remote(as_url(self.url), tuple(names), sizes, version.hexdigest())
@@ -75,7 +73,11 @@ def listed(url: Path) -> Iterator[Listed]:
         filesystem.get(list(whole), list(whole.values()))
         versions = {name: filesystem.ukey(path) for path, name in names.items()}
         sizes = {name: int(infos[path].get("size") or 0) for path, name in names.items()}
-        yield Listed(url, folder, versions, sizes)
+        further: dict[Path, list[str]] = {}
+        for name in names.values():
+            if not is_scan_name(name):
+                further.setdefault(_without_suffix(Path(name)), []).append(name)
+        yield Listed(url, folder, versions, sizes, further)
 
 
 @contextmanager
@@ -122,8 +124,8 @@ def _is_dicom_name(name: str) -> bool:
     return name.lower().endswith((".dcm", ".dicom", ".ima"))
 
 
-def _header_of(path: Path) -> Path:
-    """A file without its suffix: what a header in one file and its voxels in another have in common."""
+def _without_suffix(path: Path) -> Path:
+    """What a header in one file and its voxels in another have in common."""
     return path.with_name(stem(path))
 
 
