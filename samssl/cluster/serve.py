@@ -92,11 +92,12 @@ def _start(config: ServeConfig, folder: Path) -> Any:
     from ray.serve.config import ProxyLocation
     from ray.serve.schema import LoggingConfig
 
+    from samssl.cluster.tasks import start_ray
+
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False, logging_level=logging.WARNING)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # in place of Ray's
+    start_ray()
     if ray.util.get_node_ip_address() != LOOPBACK:
         raise UserError("Ray was started where other machines reach it. Run `samssl serve` by itself.")
     quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -316,8 +317,9 @@ def _remove_stale(out: AnyPath, cases: set[str]) -> int:
     for folder in stale:
         (out / MANIFEST_FILE).unlink(missing_ok=True)
         remove_folder(folder)
-    for folder in (out / "cases").glob(".*.zarr.*.partial"):
-        remove_folder(folder)
+    if isinstance(out, Path):  # behind a URL nothing is written aside
+        for folder in (out / "cases").glob(".*.zarr.*.partial"):
+            shutil.rmtree(folder, ignore_errors=True)
     return len(stale)
 
 
