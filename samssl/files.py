@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +44,7 @@ def sha256_together(digests: Sequence[str]) -> str:
 
 def sha256_tree(root: Path) -> str:
     """SHA-256 over the relative names and digests of every file below `root`."""
-    files = sorted(path for path in root.rglob("*") if path.is_file())
+    files = sorted(cast("Iterator[Path]", files_below(root)))
     lines = [f"{path.relative_to(root).as_posix()} {sha256_file(path)}" for path in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

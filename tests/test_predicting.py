@@ -16,7 +16,7 @@ import SimpleITK as sitk
 import zarr
 from dicom_support import save, series
 from PIL import Image
-from training_support import write_tuned
+from training_support import write_tuned_micro
 
 from samssl import load_bundle
 from samssl.bundle import read_bundle
@@ -28,9 +28,7 @@ from samssl.data.scans import read_mask, read_scan
 from samssl.data.slices import SliceStore
 from samssl.evaluate import EvaluateConfig, evaluate
 from samssl.inference import InferenceConfig, LoadedBundle
-from samssl.models.sam import ModelConfig
 from samssl.predicting import PredictConfig, run_predict
-from samssl.train.finetune import FinetuneConfig, FinetuneDataConfig, FinetuneFitConfig
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +36,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, prepare_boxes: Callable[..., 
     """A folder with scans, their store, and a bundle that was fine-tuned a little on them."""
     root = tmp_path_factory.mktemp("predict")
     store = prepare_boxes(root, train=2, val=1, test=1)
-    config = FinetuneConfig(
-        out=root / "run",
-        data=FinetuneDataConfig(store=root / "store"),
-        model=ModelConfig(variant="micro", image_size=32),
-        optim=FinetuneFitConfig(steps=40, batch_size=2, warmup_steps=1, validate_every=40, lr=0.01),
-    )
-    write_tuned(root / "bundle", config, store)
+    write_tuned_micro(root, store, steps=40)
     return root
 
 

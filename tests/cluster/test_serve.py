@@ -20,16 +20,14 @@ import requests
 from browser_support import CHROMIUM, chromium
 from cluster_support import free_port
 from PIL import Image
-from training_support import write_tuned
+from training_support import write_tuned_micro
 
 from samssl.cli import main
 from samssl.cluster.serve import run_serve
 from samssl.config import UserError
 from samssl.data.slices import SliceStore
-from samssl.models.sam import ModelConfig
 from samssl.predicting import PredictConfig, run_predict
 from samssl.serving.settings import ServeConfig
-from samssl.train.finetune import FinetuneConfig, FinetuneDataConfig, FinetuneFitConfig
 
 ROOT = Path(__file__).parents[2]
 CODE = "from samssl.cli import main; main()"
@@ -42,13 +40,7 @@ COLOURS = {1: (230, 159, 0), 2: (86, 180, 233)}
 def root(tmp_path_factory: pytest.TempPathFactory, prepare_boxes: Callable[..., SliceStore]) -> Path:
     root = tmp_path_factory.mktemp("served")
     store = prepare_boxes(root, train=2, val=1, test=1)
-    config = FinetuneConfig(
-        out=root / "run",
-        data=FinetuneDataConfig(store=root / "store"),
-        model=ModelConfig(variant="micro", image_size=32),
-        optim=FinetuneFitConfig(steps=30, batch_size=2, warmup_steps=1, validate_every=30, lr=0.01),
-    )
-    write_tuned(root / "bundle", config, store)
+    write_tuned_micro(root, store, steps=30)
     return root
 
 
